@@ -1,0 +1,54 @@
+"""optrace records what an optimizer really did, step by step, and says where and why two training runs part."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optrace.compare.run import diff as diff
+    from optrace.recorder.session import event as event
+    from optrace.recorder.session import record as record
+    from optrace.recorder.session import start as start
+    from optrace.recorder.session import stop as stop
+    from optrace.trace.reader import Trace as Trace
+    from optrace.trace.reader import open_trace as open
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "record": ("optrace.recorder.session", "record"),
+    "start": ("optrace.recorder.session", "start"),
+    "stop": ("optrace.recorder.session", "stop"),
+    "event": ("optrace.recorder.session", "event"),
+    "open": ("optrace.trace.reader", "open_trace"),
+    "Trace": ("optrace.trace.reader", "Trace"),
+    "diff": ("optrace.compare.run", "diff"),
+    "OptraceError": ("optrace.errors", "OptraceError"),
+}
+
+__all__ = [  # noqa: F822  (resolved by __getattr__, PEP 562: nothing heavy is imported until used)
+    "OptraceError",
+    "Trace",
+    "__version__",
+    "diff",
+    "event",
+    "open",
+    "record",
+    "start",
+    "stop",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _PUBLIC[name]
+    except KeyError:
+        raise AttributeError(f"module 'optrace' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_PUBLIC))

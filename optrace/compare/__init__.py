@@ -1,0 +1,1 @@
+"""Two traces become one DiffReport: matching, alignment, tolerance, first divergence (no torch)."""

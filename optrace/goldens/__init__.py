@@ -1,0 +1,1 @@
+"""Find, make, check and export golden traces."""

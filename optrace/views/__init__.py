@@ -1,0 +1,1 @@
+"""A DiffReport or a Trace becomes text, Markdown, JSON or HTML."""
