@@ -27,7 +27,7 @@ _PUBLIC = {
     "OptraceError": ("optrace.errors", "OptraceError"),
 }
 
-__all__ = [  # noqa: F822  (resolved by __getattr__, PEP 562: nothing heavy is imported until used)
+__all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported until used
     "OptraceError",
     "Trace",
     "__version__",
@@ -40,7 +40,12 @@ __all__ = [  # noqa: F822  (resolved by __getattr__, PEP 562: nothing heavy is i
 ]
 
 
+_ROOMS = ("reference",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"optrace.{name}")
     try:
         module, attribute = _PUBLIC[name]
     except KeyError:
@@ -51,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_PUBLIC))
+    return sorted(set(globals()) | set(_PUBLIC) | set(_ROOMS))

@@ -66,7 +66,8 @@ class Settings:
         data: dict[str, Any] = json.loads(text)
         unknown = sorted(set(data) - {field.name for field in fields(cls)})
         if unknown:
-            raise RecordError(f"{VARIABLE} holds unknown settings {', '.join(unknown)}; were two versions of optrace mixed?")
+            names = ", ".join(unknown)
+            raise RecordError(f"{VARIABLE} holds unknown settings {names}; were two versions of optrace mixed?")
         for name in ("steps", "params", "quantities"):
             if data.get(name) is not None:
                 data[name] = tuple(data[name])
