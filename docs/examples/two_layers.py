@@ -97,7 +97,7 @@ def main():
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-    print(f"{options.optimizer}: loss {loss.item():.6f} after {options.steps} steps")
+    print(f"{options.optimizer}: loss {loss.item():.3g} after {options.steps} steps")
 
 
 if __name__ == "__main__":
