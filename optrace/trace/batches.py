@@ -1,0 +1,296 @@
+"""From what the recorder hands over to the bytes of record batches; nothing is allocated per row once a layout is known."""
+
+from __future__ import annotations
+
+import marshal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optrace.errors import TraceError
+from optrace.trace.jsonfile import to_json
+from optrace.trace.schema import COLUMNS, ROW_BYTES, SAMPLE_SLOTS, Event, arrow_schema
+from optrace.trace.stream import BatchTemplate
+
+_TEMPLATES = 256
+"""Layouts kept per table; a program that goes through more of them only pays for making them again."""
+
+_STATISTICS = 9
+_FIRST_STATISTIC = "mean"
+_SECOND_STATISTIC = "l1"
+
+
+class TensorLayout:
+    """What the rows of one kind of step are about: constant columns, built once and handed over with each step."""
+
+    def __init__(
+        self,
+        optimizer: int,
+        group: Sequence[int],
+        param: Sequence[str],
+        quantity: Sequence[str],
+        dtype: Sequence[str],
+        numel: Sequence[int],
+    ) -> None:
+        """One entry a row in each sequence; `numel` counts the real view of complex tensors. TraceError if uneven."""
+        lengths = {len(group), len(param), len(quantity), len(dtype), len(numel)}
+        if len(lengths) != 1:
+            raise TraceError(f"the columns of a tensor layout have different lengths: {sorted(lengths)}")
+        self.optimizer = optimizer
+        self.group = tuple(group)
+        self.param = tuple(param)
+        self.quantity = tuple(quantity)
+        self.dtype = tuple(dtype)
+        self.numel = tuple(numel)
+        self._template: BatchTemplate | None = None
+
+    def __len__(self) -> int:
+        return len(self.param)
+
+    def fill(self, step: int, rows: npt.NDArray[np.void], present: npt.NDArray[np.bool_]) -> bytearray:
+        """The batch of one step; `rows` are `measure.ROW`s and `present` booleans, both in the layout's order."""
+        count = len(self.param)
+        if rows.shape != (count,) or present.shape != (count,) or rows.dtype.itemsize != ROW_BYTES:
+            raise TraceError(
+                f"a layout of {count} tensors got rows {rows.shape} of {rows.dtype.itemsize} bytes"
+                f" and present {present.shape}"
+            )
+        template = self._template
+        if template is None:
+            template = self._template = self._build()
+        numbers = np.ascontiguousarray(rows).view(np.int64).reshape(count, -1)
+        self._step.fill(step)
+        self._bits[:] = np.packbits(present, bitorder="little")
+        self._statistics[:] = numbers[:, :_STATISTICS].T
+        self._sample[:] = numbers[:, _STATISTICS:]
+        return template.bytes
+
+    def _build(self) -> BatchTemplate:
+        import pyarrow as pa
+
+        count = len(self.param)
+        zeros = np.zeros(count)
+        numbers = pa.array(np.zeros(count * SAMPLE_SLOTS))
+        schema = arrow_schema("tensors")
+        values: dict[str, Any] = {
+            "step": zeros.astype(np.int64),
+            "optimizer": np.full(count, self.optimizer, np.int32),
+            "group": np.array(self.group, np.int32),
+            "param": [clean(name) for name in self.param],
+            "quantity": [clean(name) for name in self.quantity],
+            "dtype": list(self.dtype),
+            "numel": np.array(self.numel, np.int64),
+            "present": np.ones(count, np.bool_),
+        }
+        arrays = [
+            pa.FixedSizeListArray.from_arrays(numbers, type=field.type)
+            if field.name == "sample"
+            else pa.array(values.get(field.name, zeros), field.type)
+            for field in schema
+        ]
+        template = BatchTemplate(pa.record_batch(arrays, schema=schema))
+        self._step = template.view("step", "i8")
+        self._bits = template.view("present", "u1")
+        self._sample = template.view("sample", "i8").reshape(count, SAMPLE_SLOTS)
+        first = template.view(_FIRST_STATISTIC, "i8")
+        second = template.view(_SECOND_STATISTIC, "i8")
+        stride = second.ctypes.data - first.ctypes.data  # columns of one width lie at one distance from each other
+        whole = np.frombuffer(template.bytes, np.uint8)
+        start = first.ctypes.data - whole.ctypes.data
+        self._statistics = np.ndarray((_STATISTICS, count), np.int64, template.bytes, start, (stride, 8))
+        return template
+
+
+class GroupBatches:
+    """Hyper-parameters of a step, long: one row a group and scalar; unchanged ones cost one comparison of bytes."""
+
+    def __init__(self) -> None:
+        self._templates: dict[Any, BatchTemplate] = {}
+        self._last: dict[int, tuple[bytes, npt.NDArray[Any], bytearray]] = {}
+
+    def fill(self, step: int, optimizer: int, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bytearray | None:
+        """The batch of one step; None when the groups hold no option at all."""
+        # The bytes tell 1 from 1.0 and True, 0.0 from -0.0 and NaN from nothing, which == does not; they are never read
+        # back. Version 2 of marshal depends on the values alone.
+        try:
+            signature = marshal.dumps(groups, 2)  # type: ignore[arg-type]
+        except ValueError:
+            signature = b""
+        last = self._last.get(optimizer)
+        if last is not None and signature and last[0] == signature:
+            last[1].fill(step)
+            return last[2]
+        rows = [(group, *scalar) for group, options in groups for scalar in flatten(options)]
+        if not rows:
+            return None
+        key = (optimizer, tuple((group, name, kind, text) for group, name, kind, _, text in rows))
+        template = self._templates.get(key)
+        if template is None:
+            if len(self._templates) >= _TEMPLATES:
+                self._templates.clear()
+            template = self._templates[key] = self._build(optimizer, rows)
+        template.view("number", "f8")[:] = [row[3] for row in rows]
+        steps = template.view("step", "i8")
+        steps.fill(step)
+        self._last[optimizer] = (signature, steps, template.bytes)
+        return template.bytes
+
+    @staticmethod
+    def _build(optimizer: int, rows: list[tuple[int, str, str, float, str]]) -> BatchTemplate:
+        import pyarrow as pa
+
+        count = len(rows)
+        columns = [
+            np.zeros(count, np.int64),
+            np.full(count, optimizer, np.int32),
+            np.array([row[0] for row in rows], np.int32),
+            [row[1] for row in rows],
+            [row[2] for row in rows],
+            np.zeros(count),
+            [row[4] for row in rows],
+        ]
+        schema = arrow_schema("groups")
+        return BatchTemplate(
+            pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+        )
+
+
+class StepBatches:
+    """The one row of a step in the table `steps`; a template for each pattern of nulls."""
+
+    _names = tuple(column.name for column in COLUMNS["steps"])
+    _nullable = tuple(column.name for column in COLUMNS["steps"] if column.nullable)
+
+    def __init__(self) -> None:
+        self._templates: dict[tuple[bool, ...], tuple[bytearray, list[tuple[str, npt.NDArray[Any], bool]]]] = {}
+
+    def fill(self, step: int, optimizer: int, values: Mapping[str, Any]) -> bytearray:
+        """The batch of one step; a missing or None number is null (the counts: 0)."""
+        get = values.get
+        known = tuple([get(name) is not None for name in self._nullable])
+        made = self._templates.get(known)
+        if made is None:
+            made = self._templates[known] = self._build(known)
+        message, fields = made
+        for name, view, integer in fields:
+            value = get(name, 0)
+            if integer:
+                view[0] = signed(int(value or 0))
+            else:
+                view[0] = value
+        fields[0][1][0] = step
+        fields[1][1][0] = optimizer
+        return message
+
+    def _build(self, known: tuple[bool, ...]) -> tuple[bytearray, list[tuple[str, npt.NDArray[Any], bool]]]:
+        import pyarrow as pa
+
+        schema = arrow_schema("steps")
+        nulls = {name for name, there in zip(self._nullable, known, strict=True) if not there}
+        arrays = [pa.array([None if field.name in nulls else 0], field.type) for field in schema]
+        template = BatchTemplate(pa.record_batch(arrays, schema=schema))
+        codes = {"int64": "i8", "int32": "i4", "double": "f8"}
+        fields = [
+            (column.name, template.view(column.name, codes[column.type]), column.type != "double")
+            for column in COLUMNS["steps"]
+            if column.name not in nulls
+        ]
+        return template.bytes, fields
+
+
+class EventBatches:
+    """Events, several a batch; their JSON is padded with spaces to a few sizes so that batches keep their layout."""
+
+    def __init__(self) -> None:
+        self._templates: dict[Any, tuple[BatchTemplate, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], int]] = {}
+
+    def fill(self, events: Sequence[Event]) -> bytearray:
+        """The batch of these events (at least one), in their order."""
+        kinds = tuple([event.kind for event in events])
+        texts = [to_json(event.data).encode() if event.data else b"{}" for event in events]
+        sizes = tuple([_bucket(len(text)) for text in texts])
+        key = (kinds, sizes)
+        made = self._templates.get(key)
+        if made is None:
+            if len(self._templates) >= _TEMPLATES:
+                self._templates.clear()
+            made = self._templates[key] = self._build(kinds, sizes)
+        template, seq, step, optimizer, start = made
+        seq[:] = [event.seq for event in events]
+        step[:] = [event.step for event in events]
+        optimizer[:] = [event.optimizer for event in events]
+        text = b"".join([text.ljust(size) for text, size in zip(texts, sizes, strict=True)])
+        template.bytes[start : start + len(text)] = text
+        return template.bytes
+
+    @staticmethod
+    def _build(kinds: tuple[str, ...], sizes: tuple[int, ...]) -> Any:
+        import pyarrow as pa
+
+        zeros = np.zeros(len(kinds), np.int64)
+        columns = [zeros, zeros, [clean(kind) for kind in kinds], zeros, [" " * size for size in sizes]]
+        schema = arrow_schema("events")
+        template = BatchTemplate(
+            pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+        )
+        whole = np.frombuffer(template.bytes, np.uint8)
+        start = template.view("data", "u1").ctypes.data - whole.ctypes.data
+        return (
+            template,
+            template.view("seq", "i8"),
+            template.view("step", "i8"),
+            template.view("optimizer", "i4"),
+            start,
+        )
+
+
+def _bucket(size: int) -> int:
+    """`size` rounded up: to 32 below 256, beyond that to an eighth of its power of two."""
+    unit = 32 if size <= 256 else 1 << (size.bit_length() - 3)
+    return (size + unit - 1) // unit * unit
+
+
+def flatten(options: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str, float, str]]:
+    """The scalars of a group as (key, kind, number, text); members of tuples, lists and dicts as `<key>.<i>`."""
+    for name, value in options.items():
+        key = prefix + clean(str(name))
+        if isinstance(value, list | tuple) and value:
+            yield from flatten(dict(enumerate(value)), key + ".")
+        elif isinstance(value, Mapping) and value:
+            yield from flatten(value, key + ".")
+        else:
+            yield key, *_scalar(value)
+
+
+def _scalar(value: Any) -> tuple[str, float, str]:
+    if isinstance(value, bool | np.bool_):
+        return "bool", float(value), ""
+    if isinstance(value, int | np.integer):
+        number = int(value)
+        small = -(2**53) <= number <= 2**53
+        return "int", float(number) if small else math.copysign(math.inf, number), "" if small else f"{number:#x}"
+    if isinstance(value, float | np.floating):
+        return "float", float(value), ""
+    if isinstance(value, str):
+        return "str", math.nan, clean(value)
+    if value is None:
+        return "none", math.nan, ""
+    kind = type(value)
+    return "other", math.nan, f"{kind.__module__}.{kind.__qualname__}"
+
+
+def signed(number: int) -> int:
+    """The same 64 bits as a signed number; OverflowError beyond 64 bits."""
+    return number - 2**64 if 2**63 <= number < 2**64 else number
+
+
+def clean(text: str) -> str:
+    """`text` with what UTF-8 cannot hold (lone surrogates) written as escapes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text

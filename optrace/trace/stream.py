@@ -1,0 +1,136 @@
+"""Appending to a table's open segment: an Arrow IPC stream whose batches are serialised once and then refilled.
+
+A record batch on disk is a header (names no values, only lengths) and a body of plain buffers. Batches of one layout
+have the same header, so it is made once by pyarrow; a step only replaces numbers in the body and hands both to one
+write(2). What write(2) has taken survives kill -9.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optrace.errors import TraceError
+from optrace.trace.schema import arrow_schema, segment_name
+
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+class BatchTemplate:
+    """One serialised record batch, kept writable, with NumPy views of the buffers that change from step to step."""
+
+    def __init__(self, batch: Any) -> None:
+        """Serialise `batch` (a `pyarrow.RecordBatch`); its schema must be the table's."""
+        import pyarrow as pa
+
+        self.bytes = bytearray(batch.serialize().to_pybytes())
+        self._array: npt.NDArray[np.uint8] = np.frombuffer(self.bytes, np.uint8)
+        self._back = pa.ipc.read_record_batch(pa.py_buffer(self.bytes), batch.schema)  # aliases self.bytes
+
+    def view(self, column: str, dtype: str) -> npt.NDArray[Any]:
+        """The data buffer of a column as a writable array: numbers, bits of a bool, or the bytes of a string column.
+
+        The address of the buffer within `bytes` is where pyarrow finds it when it reads the batch back, so nothing is
+        assumed here about how Arrow lays out or pads a batch.
+        """
+        buffer = self._back.column(column).buffers()[-1]
+        start = buffer.address - self._array.ctypes.data
+        if start < 0 or start + buffer.size > len(self.bytes):
+            raise TraceError(f"pyarrow copied column {column} on reading; this version of pyarrow is not supported")
+        return self._array[start : start + buffer.size].view(dtype)
+
+
+class TableStream:
+    """The open segment of one table: created at the first batch, cut back after a failed write, closed to be sealed."""
+
+    def __init__(self, folder: Path, table: str) -> None:
+        self.folder = folder
+        self.table = table
+        self.number = 1
+        self.size = 0
+        """Bytes of whole messages in the open segment; 0 when there is none yet."""
+        self._fd = -1
+        self._torn = False
+
+    @property
+    def path(self) -> Path:
+        """Where the open segment is, or will be."""
+        return self.folder / segment_name(self.table, self.number, "arrows")
+
+    def append(self, *messages: bytearray) -> None:
+        """Write whole batches; OSError (after cutting the file back to `size`) when the system refuses."""
+        if self._torn:
+            raise TraceError(f"{self.path} ends in a torn batch that could not be cut off; nothing more can be written")
+        if self._fd < 0:
+            self._open()
+        start = self.size
+        try:
+            for message in messages:
+                write_all(self._fd, message)
+                self.size += len(message)
+        except BaseException:
+            self.cut(start)
+            raise
+
+    def cut(self, size: int) -> None:
+        """Drop everything beyond `size` bytes; OSError when even that fails, and then no further batch is taken."""
+        if self._fd < 0 or (size == 0 and self.size == 0):
+            return
+        if size == 0:  # the segment did not exist before: neither does it now
+            os.close(self._fd)
+            self._fd = -1
+            self.size = 0
+            os.unlink(self.path)
+            return
+        self._torn = True
+        os.ftruncate(self._fd, size)
+        self._torn = False
+        self.size = size
+
+    def finish(self) -> Path | None:
+        """End the open segment so that it can be sealed, and go on to the next; its path, None if there is none."""
+        if self._fd < 0:
+            return None
+        path = self.path
+        try:
+            write_all(self._fd, END_OF_STREAM)
+        except OSError:
+            os.ftruncate(self._fd, self.size)  # a stream without its end mark is as readable as one with it
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+            self.size = 0
+            self.number += 1
+        return path
+
+    def abandon(self) -> None:
+        """Close the file as it is, without a byte more: what a forked child does."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        head = bytes(arrow_schema(self.table).serialize())
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            write_all(fd, head)
+        except BaseException:
+            os.close(fd)
+            os.unlink(self.path)
+            raise
+        self._fd = fd
+        self.size = len(head)
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    """write(2) until all is taken; one call unless the disk is nearly full. OSError as the system gives it."""
+    written = os.write(fd, data)
+    if written < len(data):
+        rest = memoryview(data)[written:]
+        while rest:
+            written = os.write(fd, rest)
+            rest = rest[written:]

@@ -1,0 +1,249 @@
+"""Writing a trace: the recorder hands over finished steps, and each is in the kernel when the call returns."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optrace.errors import TraceError
+from optrace.trace.batches import EventBatches, GroupBatches, StepBatches, TensorLayout
+from optrace.trace.jsonfile import read_json, write_json
+from optrace.trace.schema import FORMAT, SEGMENT_BYTES, TABLES, Event
+from optrace.trace.segments import Sealer
+from optrace.trace.stream import TableStream
+from optrace.trace.values import write_values
+
+__all__ = ["Event", "RankWriter", "RunWriter", "TensorLayout", "TraceFull"]
+
+
+class TraceFull(TraceError):
+    """The trace has reached the size that it was allowed (`--max-size`)."""
+
+
+class RunWriter:
+    """A run's folder and its trace.json, which the first process of a job writes and all others join."""
+
+    def __init__(self, folder: Path, info: dict[str, Any], joined: bool) -> None:
+        self.folder = folder
+        self.info = info
+        """What trace.json holds."""
+        self.joined = joined
+        """True when another process had written trace.json before."""
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], info: Mapping[str, Any]) -> RunWriter:
+        """Make the folder and put trace.json there, once: whoever comes later gets what the first one wrote.
+
+        `info` is any JSON object; `format` is added. TraceError when the folder cannot be made or written to, or holds
+        a trace.json that this version cannot read.
+        """
+        path = Path(folder)
+        file = path / "trace.json"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            written = write_json(file, {"format": FORMAT, **info}, exclusive=True)
+        except OSError as error:
+            raise TraceError(f"cannot write a trace to {path}: {error.strerror or error}") from error
+        return cls(path, read_json(file, dict), joined=not written)
+
+
+class RankWriter:
+    """One process's part of a run. Safe to call from several threads; a forked child's calls are refused.
+
+    Every write either lands whole or is taken back: after an error (OSError, TraceError) the files end with the last
+    finished step.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        max_bytes: int | None = None,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        """`folder` exists and is this process's alone; `max_bytes` bounds all that is written below it."""
+        self.folder = Path(folder)
+        self.max_bytes = max_bytes
+        self.segment_bytes = segment_bytes
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._busy = False
+        self._late: list[Event] = []
+        self._closed = False
+        self._info: dict[str, Any] = {}
+        self._value_bytes = 0
+        self._streams = {table: TableStream(self.folder, table) for table in TABLES}
+        self._groups = GroupBatches()
+        self._steps = StepBatches()
+        self._events = EventBatches()
+        self._sealer = Sealer()
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes below the folder: open and sealed segments and whole values (the small JSON files apart)."""
+        return sum(stream.size for stream in self._streams.values()) + self._sealer.size + self._value_bytes
+
+    def write_rank(self, info: Mapping[str, Any]) -> None:
+        """Write rank.json; each call replaces what the last one said."""
+        with self._lock:
+            self._check()
+            self._info = dict(info)
+            write_json(self.folder / "rank.json", self._info)
+
+    def write_params(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write params.json: the whole list each time, keys as in `schema.PARAM_COLUMNS`."""
+        with self._lock:
+            self._check()
+            write_json(self.folder / "params.json", list(rows))
+
+    def write_step(
+        self,
+        step: int,
+        optimizer: int,
+        *,
+        groups: Sequence[tuple[int, Mapping[str, Any]]] = (),
+        tensors: tuple[TensorLayout, npt.NDArray[np.void], npt.NDArray[np.bool_]] | None = None,
+        steps: Mapping[str, Any] | None = None,
+        events: Sequence[Event] = (),
+    ) -> None:
+        """Write one finished step; on return every byte of it has been taken by the kernel.
+
+        Args:
+            step: its number; 0 is the world before step 1.
+            optimizer: the optimizer's index.
+            groups: (group index, {option: value}) in order, as read before the step; values are copied.
+            tensors: layout, `measure.ROW` rows [n] and present [n] (bool), n = len(layout); copied.
+            steps: the step's row in the table `steps` without its keys; None writes no row.
+            events: what happened since the last write, in order of `seq`; the last one is the step's own, without
+                which a reader drops the step.
+
+        Raises:
+            TraceFull: `max_bytes` is reached; nothing was written.
+            TraceError, OSError: the step was taken back.
+        """
+        with self._lock:
+            self._check()
+            if self._busy:
+                raise TraceError(f"step {step} was finished by a signal handler while another step was being written")
+            self._busy = True
+            streams = self._streams
+            marks = [(stream, stream.size) for stream in streams.values()]
+            try:
+                if groups:
+                    batch = self._groups.fill(step, optimizer, groups)
+                    if batch is not None:
+                        streams["groups"].append(batch)
+                if tensors is not None and len(tensors[0]):
+                    layout, rows, present = tensors
+                    batch = layout.fill(step, rows, present)
+                    streams["tensors"].append(batch)
+                if steps is not None:
+                    streams["steps"].append(self._steps.fill(step, optimizer, steps))
+                if events:
+                    streams["events"].append(self._events.fill(events))
+                if self.max_bytes is not None:
+                    self._check_size()
+            except BaseException:
+                self._take_back(marks)
+                raise
+            finally:
+                self._busy = False
+            self._after_write()
+
+    def write_events(self, events: Sequence[Event]) -> None:
+        """Write events that belong to no finished step. From a signal handler amid a write they come right after it."""
+        if not events:
+            return
+        with self._lock:
+            self._check()
+            if self._busy:
+                self._late.extend(events)
+                return
+            self._busy = True
+            stream = self._streams["events"]
+            size = stream.size
+            try:
+                stream.append(self._events.fill(events))
+                if self.max_bytes is not None:
+                    self._check_size()
+            except BaseException:
+                self._take_back([(stream, size)])
+                raise
+            finally:
+                self._busy = False
+            self._after_write()
+
+    def write_values(self, step: int, values: Mapping[str, tuple[str, Sequence[int], Any]]) -> None:
+        """Write whole tensors of a step, before its `write_step`.
+
+        `values` maps `<optimizer>/<quantity>/<param>` to (dtype name, shape, C-contiguous buffer of the elements in
+        this machine's little-endian order). TraceFull, TraceError, OSError: no file is left.
+        """
+        with self._lock:
+            self._check()
+            room = None if self.max_bytes is None else self.max_bytes - self.bytes_written
+            size = write_values(self.folder, step, values, room)
+            if size is None:
+                raise self._full()
+            self._value_bytes += size
+
+    def close(self, end: str = "clean") -> None:
+        """Seal what is open and write `end` ("clean", or "error: ...") to rank.json; a second call does nothing.
+
+        A segment that cannot be sealed stays as the stream that it is, as readable as before, and rank.json says why.
+        OSError when rank.json cannot be written. In a forked child only the files are closed.
+        """
+        if os.getpid() != self._pid:
+            for stream in self._streams.values():
+                stream.abandon()
+            self._closed = True
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for stream in self._streams.values():
+                self._sealer.add(stream.finish())
+            self._sealer.close()
+            info = {**self._info, "end": end}
+            if self._sealer.problems:
+                info["unsealed"] = self._sealer.problems
+            write_json(self.folder / "rank.json", info)
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise TraceError(f"{self.folder} belongs to process {self._pid}; a forked child writes a run of its own")
+        if self._closed:
+            raise TraceError(f"the trace in {self.folder} has been closed")
+
+    def _check_size(self) -> None:
+        assert self.max_bytes is not None
+        if self.bytes_written > self.max_bytes:
+            raise self._full()
+
+    def _full(self) -> TraceFull:
+        return TraceFull(
+            f"{self.folder} has reached its {self.max_bytes} bytes; record fewer steps or quantities, or raise --max-size"
+        )
+
+    @staticmethod
+    def _take_back(marks: Sequence[tuple[TableStream, int]]) -> None:
+        for stream, size in reversed(marks):
+            if stream.size > size:
+                stream.cut(size)
+
+    def _after_write(self) -> None:
+        """Start sealing streams that have grown full, and write the events that a signal handler left."""
+        limit = self.segment_bytes
+        for stream in self._streams.values():
+            if stream.size > limit:
+                self._sealer.start(stream.finish())
+        if self._late:
+            late, self._late = self._late, []
+            self.write_events(late)
