@@ -11,7 +11,8 @@ setup(
         Extension(
             "optrace.trace._kernel",
             sources=[KERNEL],
-            extra_compile_args=["-O3", "-std=c11", "-fno-math-errno", "-pthread"],
+            depends=sorted(map(str, Path("optrace/trace").glob("_kernel_*.h"))),
+            extra_compile_args=["-O3", "-std=c11", "-fno-math-errno", "-ffp-contract=off", "-pthread"],
             extra_link_args=["-pthread"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
