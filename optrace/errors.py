@@ -23,3 +23,7 @@ class CompareError(OptraceError):
 
 class GoldenError(OptraceError):
     """A golden or a candidate for one cannot be used as asked."""
+
+
+class OptionError(OptraceError, ValueError):
+    """A reference optimizer or schedule was given an option outside its domain."""

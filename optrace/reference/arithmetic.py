@@ -1,0 +1,274 @@
+"""How ATen rounds on a CPU: the tensor operations that optimizers are made of, in NumPy, bit for bit.
+
+Floating-point addition is not associative, and `a + s*b` has two right answers: rounded twice (multiply, then add)
+or once (a fused multiply-add). ATen's AVX2 and AVX-512 kernels fuse; its plain kernels
+(`ATEN_CPU_CAPABILITY=default`) do not. NumPy never fuses, so this module brings an exact `fma` of its own.
+
+| ATen operation                  | fused                                     | not fused                   |
+|---------------------------------|-------------------------------------------|-----------------------------|
+| `a.add(b, alpha=s)`             | fma(b, s, a)                              | a + s*b                     |
+| `a.addcmul(b, c, value=v)`      | fma(v*b, c, a)                            | a + (v*b)*c                 |
+| `a.addcdiv(b, c, value=v)`      | a + (v*b)/c                               | the same                    |
+| `a.lerp(b, w)`, abs(w) < 0.5    | fma(w, b-a, a)                            | a + w*(b-a)                 |
+| `a.lerp(b, w)`, otherwise       | fma(w-1, b-a, b)                          | b + (w-1)*(b-a)             |
+| `a * s`, `a / s`                | one rounding                              | the same                    |
+| `s / a`                         | (1/a) * s: two roundings                  | the same                    |
+
+A scalar is a Python double until it meets a tensor; there it is rounded once, to the tensor's dtype. float16 is
+computed in float32 and rounded after every operation; it is exact for whole vectors only, since torch rounds the
+product inside `add(alpha)` too in the last numel % 32 elements and in strided tensors. NumPy has no bfloat16. Every
+function takes and returns ndarrays (0-d ones stay
+arrays), never writes to its arguments, and is silent about overflow and NaN, as torch is.
+
+Measured on torch 2.13.0, x86-64 (FACTS: NumPy bit-exactness). torch's own square root is Intel MKL's on such
+builds, up to one ulp away from the correctly rounded one that NumPy gives; `rounding(sqrt=...)` substitutes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Scalar: TypeAlias = float | np.floating[Any] | np.integer[Any]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What of the arithmetic depends on the machine: whether multiply-adds are fused, and the square root."""
+
+    fma: bool
+    sqrt: Callable[[Array], Array] = np.sqrt
+
+
+_chosen: ContextVar[Rounding | None] = ContextVar("optrace_rounding", default=None)
+
+
+@functools.cache
+def machine_has_fma() -> bool:
+    """Whether torch on this CPU would choose kernels with fused multiply-add, `ATEN_CPU_CAPABILITY` aside."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    core = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
+    features = importlib.import_module(f"{core}._multiarray_umath").__cpu_features__
+    return bool(features.get("AVX2") and features.get("FMA3")) or bool(features.get("X86_V3"))
+
+
+def current() -> Rounding:
+    """The rounding in force: the innermost `rounding(...)`, else what torch would do on this machine."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    return Rounding(fma=machine_has_fma() and os.environ.get("ATEN_CPU_CAPABILITY", "").lower() != "default")
+
+
+@contextlib.contextmanager
+def rounding(*, fma: bool | None = None, sqrt: Callable[[Array], Array] | None = None) -> Iterator[Rounding]:
+    """Choose the arithmetic for a block of code; what is left out stays as it was.
+
+    Args:
+        fma: fuse multiply-adds, as torch's AVX2 and AVX-512 kernels do, or not.
+        sqrt: the square root to use in place of `np.sqrt`, array to array; for one that is torch's, pass
+            `lambda x: torch.from_numpy(x).sqrt().numpy()`.
+    """
+    before = current()
+    chosen = Rounding(fma=before.fma if fma is None else fma, sqrt=before.sqrt if sqrt is None else sqrt)
+    token = _chosen.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _chosen.reset(token)
+
+
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """`a*b + c` with a single rounding, for float32 or float64 arrays that broadcast against each other.
+
+    The same result as the hardware's instruction, subnormals, infinities and signed zeros included.
+    """
+    a, b, c = np.asarray(a), np.asarray(b), np.asarray(c)
+    with np.errstate(all="ignore"):
+        return np.asarray(_fma32(a, b, c) if a.dtype == np.float32 else _fma64(a, b, c))
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Knuth: the rounded sum, and its exact error."""
+    total = np.asarray(a + b)
+    b_part = total - a
+    return total, np.asarray((a - (total - b_part)) + (b - b_part))
+
+
+def _to_odd(total: Array, error: Array) -> Array:
+    """Turn a sum rounded to nearest into the same sum rounded to odd, so that rounding it again does no harm."""
+    inexact = (error != 0) & np.isfinite(total)
+    bits, error_bits = total.view(np.int64), error.view(np.int64)
+    beyond = inexact & ((bits ^ error_bits) < 0)  # the exact sum is nearer to zero than `total`
+    return np.asarray((bits - beyond) | inexact).view(np.float64)
+
+
+def _fma32(a: Array, b: Array, c: Array) -> Array:
+    """Two float32 have an exact product in float64; only the sum and the way back to float32 round."""
+    product = a.astype(np.float64) * b.astype(np.float64)
+    return np.asarray(_to_odd(*_two_sum(product, c.astype(np.float64)))).astype(np.float32)
+
+
+_SPLIT = 134217729.0  # 2**27 + 1, Veltkamp's constant for 53-bit floats
+_LARGE, _SMALL = 2.0**990, 2.0**-960  # beyond these the error-free transforms could overflow or underflow
+
+
+def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """Dekker: the rounded product, and its exact error."""
+    product = np.asarray(a * b)
+    scaled_a, scaled_b = a * _SPLIT, b * _SPLIT
+    a_high, b_high = scaled_a - (scaled_a - a), scaled_b - (scaled_b - b)
+    a_low, b_low = a - a_high, b - b_high
+    return product, np.asarray(((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low)
+
+
+def _fma64(a: Array, b: Array, c: Array) -> Array:
+    """Boldo and Melquiond, Emulation of a FMA and correctly rounded sums (2008): round to odd, then to nearest."""
+    high, low = _two_product(a, b)
+    middle_high, middle_low = _two_sum(c, low)
+    total, rest = _two_sum(high, middle_high)
+    result = np.asarray(total + _to_odd(*_two_sum(middle_low, rest)))
+
+    plain = np.where(np.isfinite(a) & np.isfinite(b) & np.isinf(c), c, a * b + c)
+    size = np.abs(high)
+    finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
+    extreme = np.maximum(np.maximum(np.abs(a), np.abs(b)), np.maximum(np.abs(c), size)) > _LARGE
+    extreme = finite & (extreme | ((size < _SMALL) & (a != 0) & (b != 0)))
+    result = np.where(finite & (result != 0), result, plain)  # plain is right for zeros, infinities and NaN
+    if extreme.any():
+        a, b, c, _ = np.broadcast_arrays(a, b, c, result)
+        triples = zip(a[extreme].tolist(), b[extreme].tolist(), c[extreme].tolist(), strict=True)
+        result[extreme] = [_fma_of_rationals(*triple) for triple in triples]
+    return result
+
+
+def _fma_of_rationals(a: float, b: float, c: float) -> float:
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if exact == 0:
+        return a * b + c
+    try:
+        return float(exact)
+    except OverflowError:
+        return float("inf") if exact > 0 else float("-inf")
+
+
+def _operation(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Give an operation on float32 and float64 its float16 form, silence, and an ndarray for a result."""
+
+    @functools.wraps(function)
+    def run(*operands: Any, **options: Any) -> Array:
+        with np.errstate(all="ignore"):
+            if not any(isinstance(operand, np.ndarray) and operand.dtype == np.float16 for operand in operands):
+                return np.asarray(function(*operands, **options))
+            wide = [operand.astype(np.float32) if isinstance(operand, np.ndarray) else operand for operand in operands]
+            if "alpha" in options:  # ATen hands this one scalar over in the tensor's dtype, not in float32
+                options["alpha"] = float(np.float16(options["alpha"]))
+            return np.asarray(function(*wide, **options)).astype(np.float16)
+
+    return run
+
+
+def _like(scalar: Scalar, a: Array) -> Any:
+    """The scalar in the dtype of the array that it is about to meet."""
+    return a.dtype.type(scalar)
+
+
+def _times(a: Array, scalar: Scalar) -> Array:
+    """`a * scalar`; a complex array meets a complex scalar, whose imaginary zero keeps the signs of zeros as ATen's."""
+    if not np.iscomplexobj(a):
+        return np.asarray(a * _like(scalar, a))
+    factor = _like(scalar, a)
+    product = np.empty_like(a)
+    product.real = a.real * factor.real - a.imag * factor.imag
+    product.imag = a.real * factor.imag + a.imag * factor.real
+    return product
+
+
+@_operation
+def add(a: Array, b: Array, alpha: Scalar = 1) -> Array:
+    """`a + alpha*b`: torch's `a.add(b, alpha=alpha)`."""
+    if np.iscomplexobj(a):
+        return np.asarray(a + _times(b, alpha))
+    if alpha == 1:
+        return np.asarray(a + b)
+    if current().fma:
+        return fma(b, _like(alpha, a), a)
+    return np.asarray(a + _like(alpha, a) * b)
+
+
+@_operation
+def neg(a: Array) -> Array:
+    """`-a`."""
+    return np.asarray(-a)
+
+
+@_operation
+def addcmul(a: Array, b: Array, c: Array, value: Scalar = 1) -> Array:
+    """`a + value*b*c`: torch's `a.addcmul(b, c, value=value)`."""
+    scaled = _like(value, a) * b
+    return fma(scaled, c, a) if current().fma else np.asarray(a + scaled * c)
+
+
+@_operation
+def addcdiv(a: Array, b: Array, c: Array, value: Scalar = 1) -> Array:
+    """`a + value*b/c`: torch's `a.addcdiv(b, c, value=value)`."""
+    return np.asarray(a + (_like(value, a) * b) / c)
+
+
+@_operation
+def lerp(a: Array, b: Array, weight: Scalar) -> Array:
+    """`a` moved towards `b` by the fraction `weight`: torch's `a.lerp(b, weight)`."""
+    w = _like(weight, a)
+    start, w = (a, w) if abs(w) < 0.5 else (b, w - _like(1, a))
+    return fma(w, b - a, start) if current().fma else np.asarray(start + w * (b - a))
+
+
+@_operation
+def mul(a: Array, b: Array | Scalar) -> Array:
+    """`a * b`, b a scalar or an array of a's dtype."""
+    return np.asarray(a * b) if isinstance(b, np.ndarray) else _times(a, b)
+
+
+@_operation
+def div(a: Array, b: Array | Scalar) -> Array:
+    """`a / b`, b a scalar or an array of a's dtype."""
+    return np.asarray(a / (b if isinstance(b, np.ndarray) else _like(b, a)))
+
+
+@_operation
+def _reciprocal(a: Array) -> Array:
+    return np.asarray(_like(1, a) / a)
+
+
+def scalar_div(a: Array, numerator: Scalar) -> Array:
+    """`numerator / a` as torch computes it: the reciprocal, then times the numerator, each rounded."""
+    return mul(_reciprocal(a), numerator)
+
+
+def add_scalar(a: Array, scalar: Scalar) -> Array:
+    """`a + scalar`."""
+    return _add_scalar(a, alpha=scalar)
+
+
+@_operation
+def _add_scalar(a: Array, alpha: Scalar) -> Array:
+    return np.asarray(a + _like(alpha, a))
+
+
+@_operation
+def sqrt(a: Array) -> Array:
+    """The square root: `np.sqrt`, or what `rounding(sqrt=...)` says."""
+    return np.asarray(current().sqrt(a))

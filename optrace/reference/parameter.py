@@ -1,0 +1,102 @@
+"""The parameters that a reference optimizer updates: NumPy arrays with a gradient, or a torch model's own tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optrace.reference.arithmetic import Array
+
+
+class Parameter:
+    """An ndarray and its gradient, for optimizers that are used without torch.
+
+    Args:
+        data: the values, any shape; float16, float32, float64, complex64 or complex128. Steps write into this array.
+        grad: the gradient, of the same shape and dtype, or None: not computed, and then `step()` leaves `data` alone.
+    """
+
+    def __init__(self, data: Array, grad: Array | SparseGrad | None = None) -> None:
+        self.data = data if isinstance(data, np.ndarray) else np.asarray(data)
+        self.grad = grad
+        if self.data.dtype.kind not in "fc":
+            raise TypeError(f"a parameter holds floating-point or complex values, not {self.data.dtype}")
+
+    def __repr__(self) -> str:
+        return f"Parameter(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+@dataclass(frozen=True)
+class SparseGrad:
+    """A gradient of which only some rows were computed, as `nn.Embedding(sparse=True)` makes them.
+
+    Attributes:
+        indices: int64 of shape (sparse_dims, nnz): where each value lies along the first sparse_dims dimensions.
+        values: shape (nnz, *shape[sparse_dims:]).
+        shape: the parameter's shape.
+    """
+
+    indices: Array
+    values: Array
+    shape: tuple[int, ...]
+
+    def coalesce(self) -> SparseGrad:
+        """The same gradient with every place once, in row-major order; values of one place are added in their order."""
+        dims = self.shape[: len(self.indices)]
+        flat = np.ravel_multi_index(tuple(self.indices), dims) if dims else np.zeros(len(self.values), np.int64)
+        places, inverse = np.unique(flat, return_inverse=True)
+        values = np.zeros((len(places), *self.values.shape[1:]), self.values.dtype)
+        np.add.at(values, inverse, self.values)
+        indices = np.array(np.unravel_index(places, dims), np.int64) if dims else np.zeros((0, len(places)), np.int64)
+        return SparseGrad(indices, values, self.shape)
+
+    def dense(self) -> Array:
+        """The gradient as an ordinary array, zero where nothing was computed."""
+        array = np.zeros(self.shape, self.values.dtype)
+        np.add.at(array, tuple(self.indices), self.values)
+        return array
+
+
+def is_parameter(thing: object) -> bool:
+    """Whether an optimizer can update this: a `Parameter`, anything like it, or a torch tensor."""
+    if isinstance(thing, np.ndarray) or not hasattr(thing, "grad"):
+        return False
+    return hasattr(thing, "detach") or isinstance(getattr(thing, "data", None), np.ndarray)
+
+
+def values_of(parameter: Any) -> Array:
+    """The parameter's values as an ndarray that shares their memory: writing into it moves the parameter.
+
+    Raises:
+        TypeError: a torch tensor that NumPy cannot see (bfloat16, or not in CPU memory).
+    """
+    if not hasattr(parameter, "detach"):
+        array: Array = parameter.data
+        return array
+    return as_array(parameter)
+
+
+def grad_of(parameter: Any) -> Array | SparseGrad | None:
+    """The parameter's gradient as the rules take it; sparse torch gradients become a `SparseGrad`."""
+    grad = parameter.grad
+    if grad is None or isinstance(grad, (np.ndarray, SparseGrad)):
+        return grad
+    if getattr(grad, "is_sparse", False):
+        grad = grad.detach()
+        return SparseGrad(as_array(grad._indices()), as_array(grad._values()), tuple(grad.shape))
+    return as_array(grad)
+
+
+def as_array(thing: Any) -> Array:
+    """An ndarray of a torch tensor (sharing its memory) or of anything that NumPy understands; nothing is copied."""
+    if not hasattr(thing, "detach"):
+        return np.asarray(thing)
+    try:
+        return np.asarray(thing.detach().resolve_conj().resolve_neg().numpy())
+    except TypeError as error:
+        raise TypeError(
+            f"a reference optimizer works in NumPy, which cannot see a {thing.dtype} tensor on {thing.device}; "
+            "move it to the CPU as float16, float32 or float64"
+        ) from error
