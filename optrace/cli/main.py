@@ -1,0 +1,128 @@
+"""The command `optrace`: its subcommands, loaded when used, and how their failures end."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from optrace import __version__
+from optrace.errors import OptraceError
+
+COMMANDS = {
+    "record": ("optrace.cli.record", "Run a program and record what its optimizers do."),
+    "show": ("optrace.cli.show", "Look at a recorded run: an overview, or one of its tables."),
+    "diff": ("optrace.cli.diff", "Say where two runs part, since when, and in what."),
+}
+"""Each subcommand's module, which holds a click command `command`, and what it is for."""
+
+TROUBLE = 2
+
+
+class Commands(click.Group):
+    """A group that imports a subcommand's module only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the subcommands that are there."""
+        return [name for name, (module, _) in COMMANDS.items() if importlib.util.find_spec(module) is not None]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The subcommand of that name, imported; None where there is none."""
+        if name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(COMMANDS[name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands for `--help` without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+def _print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    from optrace.trace.measure import kernel_name
+
+    try:
+        torch = f"torch {version('torch')}"
+    except PackageNotFoundError:
+        torch = "torch not installed"
+    click.echo(f"optrace {__version__} ({kernel_name()} kernel), {torch}, Python {sys.version.split()[0]}")
+    ctx.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of optrace, its kernel, torch and Python.",
+)
+def cli() -> None:
+    """Record what an optimizer really did, step by step, and say where and why two runs part."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run `optrace` and exit: 0 or 1 as the subcommand says, 2 for any trouble, never 1 for an error.
+
+    With OPTRACE_DEBUG=1 in the environment, trouble shows its traceback.
+    """
+    try:
+        status = cli.main(args, prog_name="optrace", standalone_mode=False)
+        _flush()
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        _debug()
+        error.show()
+        status = TROUBLE
+    except click.Abort:
+        _say("interrupted")
+        status = 130
+    except BrokenPipeError:
+        _leave_the_pipe()
+        status = 141  # as a program that SIGPIPE ended: nobody reads what this one found
+    except OptraceError as error:
+        _debug()
+        _say(str(error))
+        status = error.exit_status
+    except Exception as error:
+        _debug()
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        _say(f"internal error: {what} (please report it; with OPTRACE_DEBUG=1 it shows where)")
+        status = TROUBLE
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _leave_the_pipe() -> None:
+    """Give what is still buffered for a closed pipe somewhere to go when Python ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _debug() -> None:
+    if os.environ.get("OPTRACE_DEBUG", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exc()
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:
+        click.echo(f"optrace: {line}", err=True)

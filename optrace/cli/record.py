@@ -1,0 +1,153 @@
+"""`optrace record`: run a program as it would run by itself, and have it record its optimizers."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import click
+
+from optrace.errors import RecordError
+from optrace.recorder.settings import VALUES, Settings, parse_size, parse_steps
+
+QUANTITIES = ("param", "grad", "update", "param_in")
+FAMILIES = ("state.", "state_in.", "group.")
+
+
+class RecordCommand(click.Command):
+    """A command whose options end where the program begins: nothing after that is read, or changed, by us."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options and leave the program, from `script`, `-m` or `--` on, in `ctx.args`."""
+        end = self.end_of_options(ctx, args)
+        super().parse_args(ctx, args[:end])
+        ctx.args = args[end:]
+        return ctx.args
+
+    def end_of_options(self, ctx: click.Context, args: list[str]) -> int:
+        """Where the program begins in `args`."""
+        takes_value = {
+            name: isinstance(option, click.Option) and not option.is_flag and not option.count
+            for option in self.get_params(ctx)
+            for name in option.opts
+        }
+        position = 0
+        while position < len(args):
+            arg = args[position]
+            if arg in ("--", "-") or not arg.startswith("-") or (arg.startswith("-m") and arg != "--"):
+                break
+            if arg.startswith("--"):
+                alone = takes_value.get(arg, False)
+            else:
+                # -qo RUN: flags, then at most one option whose value is the rest, or the next argument.
+                letters = [f"-{letter}" for letter in arg[1:]]
+                valued = next((number for number, name in enumerate(letters) if takes_value.get(name, False)), None)
+                alone = valued == len(letters) - 1
+            position += 2 if alone else 1
+        return min(position, len(args))
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """The program's three forms, after the options."""
+        return [*super().collect_usage_pieces(ctx), "{script.py | -m module | -- COMMAND} [ARGS]..."]
+
+
+def _quantities(text: str | None) -> tuple[str, ...]:
+    """`param,state.*` as patterns; RecordError where one could never match a quantity."""
+    patterns = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    for pattern in patterns:
+        literal = pattern[: min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))]
+        wild = literal != pattern
+        if any(fnmatchcase(name, pattern) for name in QUANTITIES):
+            continue
+        if any(literal.startswith(family) or (wild and family.startswith(literal)) for family in FAMILIES):
+            continue
+        raise RecordError(
+            f"--quantities {pattern!r} matches no quantity; choose among param, grad, update, param_in, "
+            "state.KEY, state_in.KEY, group.KEY, or a glob like 'state.*'"
+        )
+    return patterns
+
+
+@click.command(
+    cls=RecordCommand,
+    name="record",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Standard output, exit status and tracebacks are the program's own. Our options end where it begins.",
+)
+@click.option("-o", "--output", metavar="RUN", help="Folder of the run [default: optrace-runs/<script>-<date>-...].")
+@click.option(
+    "--values",
+    type=click.Choice(VALUES),
+    default="sample",
+    show_default=True,
+    help="What of each tensor beside statistics and fingerprint: 16 elements, whole gradients, or everything.",
+)
+@click.option("--every", type=int, default=1, metavar="N", help="Record each N-th step (step 1 always).")
+@click.option("--steps", metavar="A:B", help="Record steps A to B only, both included.")
+@click.option("--params", metavar="GLOB", multiple=True, help="Record these parameters only; may be repeated.")
+@click.option("--quantities", metavar="LIST", help="Record these only: param,grad,update,state.*")
+@click.option("--micro", is_flag=True, help="Sample the gradients after each backward, too.")
+@click.option("--stop-after", type=int, metavar="N", help="End the program cleanly after step N.")
+@click.option("--memory", metavar="SIZE", help="Most device memory the recorder may hold, like 64MB.")
+@click.option("--max-size", metavar="SIZE", help="Stop recording, saying so, at this size on disk, like 2GB.")
+@click.option("--force", is_flag=True, help="Move a finished run of that name to RUN~1.")
+@click.option("--strict", is_flag=True, help="Let a failure of the recorder end the program.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    output: str | None,
+    values: str,
+    every: int,
+    steps: str | None,
+    params: tuple[str, ...],
+    quantities: str | None,
+    micro: bool,
+    stop_after: int | None,
+    memory: str | None,
+    max_size: str | None,
+    force: bool,
+    strict: bool,
+    quiet: bool,
+) -> None:
+    """Run a program and record what its optimizers do.
+
+    A script or a module runs with this Python; after `--`, any command does (torchrun, accelerate launch, srun, bash),
+    and every Python below it records itself once it steps a torch optimizer.
+    """
+    if output == "":
+        raise RecordError("-o is empty; name a folder, like -o run_a")
+    settings = Settings(
+        output=output,
+        values=values,
+        every=every,
+        steps=parse_steps(steps) if steps is not None else None,
+        params=params,
+        quantities=_quantities(quantities),
+        micro=micro,
+        stop_after=stop_after,
+        memory=parse_size(memory) if memory is not None else None,
+        max_size=parse_size(max_size) if max_size is not None else None,
+        force=force,
+        strict=strict,
+        quiet=quiet,
+    )
+    from optrace.recorder.launch import Program, launch
+
+    kind, args = _program(ctx)
+    launch(Program(kind, args), settings)
+
+
+def _program(ctx: click.Context) -> tuple[str, tuple[str, ...]]:
+    """The kind of the program on the command line, and its argv."""
+    first, *rest = ctx.args or [""]
+    if first == "--":
+        kind, args = "command", rest
+    elif first == "-m":
+        kind, args = "module", rest
+    elif first.startswith("-m"):
+        kind, args = "module", [first[2:], *rest]
+    else:
+        kind, args = "script", ctx.args
+    if not args or not args[0]:
+        raise click.UsageError("name what to run: script.py, -m module, or -- COMMAND", ctx)
+    return kind, tuple(args)
