@@ -92,7 +92,7 @@ def _table(name: str) -> NDArray[np.uint32]:
     if name == "float8_e5m2":
         return _ieee_half(code << np.uint32(8))
     if name == "float8_e8m0fnu":
-        value = np.ldexp(np.float64(1), code.astype(np.int32) - 127).astype(np.float32)
+        value = np.ldexp(np.float32(1), np.minimum(code, 254).astype(np.int32) - 127)
         bits = value.view(np.uint32)
         bits[255] = 0x7FC00000
         return bits

@@ -31,21 +31,37 @@ _BIG, _SMALL = 2.0**480, 2.0**-450  # outside, squares leave the range of float6
 
 def measure_numpy(jobs: NDArray[np.void], rows: NDArray[np.void]) -> None:
     """Do what `optrace.trace.measure.measure` says, one job after the other."""
-    for job in jobs:
+    for number, job in enumerate(jobs):
+        _check(job, number, len(rows))
         op, a, numel = int(job["op"]), _Values(job, "a"), int(job["numel"])
-        layout, total = _layout(job), int(job["global_numel"]) or numel
+        layout, total = _layout(job, number), int(job["global_numel"]) or numel
         if op in (COPY, HASH):
             rows["fingerprint"][job["row"]] = _signed(_fingerprint(a.words, numel, layout))
             if op == COPY:
                 np.copyto(_Values(job, "b").raw, a.raw)
         elif op == STAT:
             rows[job["row"]] = _row(a.floats, a.words, numel, layout, total)
-        elif op == UPDATE:
+        else:
             update = _Update(a, _Values(job, "b"))
             rows[job["row"]] = _row(update.floats, update.words, numel, layout, total)
             rows[job["row2"]] = _row(a.floats, a.words, numel, layout, total)
-        else:
-            raise ValueError(f"unknown op {op} in a measuring job")
+
+
+def _check(job: np.void, number: int, n_rows: int) -> None:
+    """Raise ValueError for a job that cannot be run, in the words of the C kernel."""
+    op, dtype, numel, row, row2 = (int(job[field]) for field in ("op", "dtype", "numel", "row", "row2"))
+    if op > HASH:
+        raise ValueError(f"job {number}: unknown op {op}")
+    if dtype >= len(NAMES):
+        raise ValueError(f"job {number}: unknown dtype code {dtype}")
+    if not 0 <= row < n_rows:
+        raise ValueError(f"job {number}: row {row} of {n_rows}")
+    if op == UPDATE and not 0 <= row2 < n_rows:
+        raise ValueError(f"job {number}: row2 {row2} of {n_rows}")
+    if numel < 0:
+        raise ValueError(f"job {number}: numel {numel}")
+    if numel and not (job["a"] and (job["b"] or op in (STAT, HASH))):
+        raise ValueError(f"job {number}: no address for {numel} elements")
 
 
 class _Values:
@@ -53,8 +69,6 @@ class _Values:
 
     def __init__(self, job: np.void, side: str) -> None:
         self.dtype = int(job["dtype"])
-        if self.dtype >= len(NAMES):
-            raise ValueError(f"unknown dtype code {self.dtype} in a measuring job")
         self.name = NAMES[self.dtype]
         size = ITEMSIZE[self.dtype]
         count = int(job["numel"]) * size
@@ -105,15 +119,18 @@ def _exact_double(bits: NDArray[np.uint32]) -> Floats:
     return value
 
 
-def _layout(job: np.void) -> Layout:
+def _layout(job: np.void, number: int) -> Layout:
     base, numel, address = int(job["index_base"]), int(job["numel"]), int(job["layout"])
     if not address:
         return Layout(base, [numel], [1])
     ndim = ctypes.c_int64.from_address(address).value
+    if not 0 <= ndim <= 64:
+        raise ValueError(f"job {number}: a layout of {ndim} dimensions")
     fields = list((ctypes.c_int64 * (1 + 2 * ndim)).from_address(address))
     sizes, strides = fields[1 : 1 + ndim], fields[1 + ndim :]
-    if math.prod(sizes) != numel:
-        raise ValueError(f"the layout of a measuring job has sizes {sizes}, its numel is {numel}")
+    steps = [stride for size, stride in zip(sizes, strides, strict=True) if size > 1]
+    if math.prod(sizes) != numel or min(sizes, default=0) < 0 or min(steps, default=1) < 1:
+        raise ValueError(f"job {number}: its layout does not describe its {numel} elements")
     return Layout(base, sizes, strides)
 
 
