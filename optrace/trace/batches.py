@@ -1,4 +1,4 @@
-"""From what the recorder hands over to the bytes of record batches; nothing is allocated per row once a layout is known."""
+"""From what the recorder hands over to the bytes of record batches, with nothing allocated per row."""
 
 from __future__ import annotations
 

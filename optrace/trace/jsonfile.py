@@ -19,7 +19,7 @@ _LARGEST = 256 * 2**20
 def write_json(path: Path, data: Any, *, exclusive: bool = False) -> bool:
     """Write `data` to a temporary file beside `path` and rename it there, so that a reader sees all or nothing.
 
-    With `exclusive`, a file that is already there stays as it is and the answer is False. OSError as the system gives it.
+    With `exclusive`, a file that is there stays as it is and the answer is False. OSError as the system gives it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

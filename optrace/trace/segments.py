@@ -110,13 +110,11 @@ def seal(path: Path) -> Path:
 
 
 def _read(path: Path, name: str) -> Any:
-    import pyarrow as pa
-
     tail = StreamTail(path, name)
     tail.read()
     if tail.problem is not None:
         raise TraceError(tail.problem)
-    return pa.Table.from_batches(tail.batches, arrow_schema(name)).combine_chunks()
+    return tail.rows()
 
 
 def _options(table: str) -> dict[str, Any]:
@@ -142,7 +140,8 @@ def _order(rows: Any) -> npt.NDArray[np.int64]:
     columns = [rows.column("step").to_numpy()]
     columns += [_ranks(rows.column(name)) for name in ("quantity", "param")]
     columns.append(rows.column("optimizer").to_numpy())
-    return np.lexsort(columns)
+    order: npt.NDArray[np.int64] = np.lexsort(columns)
+    return order
 
 
 def _ranks(column: Any) -> npt.NDArray[np.int64]:
@@ -154,7 +153,8 @@ def _ranks(column: Any) -> npt.NDArray[np.int64]:
     words = [word.encode() for word in encoded.dictionary.to_pylist()]
     ranks = np.empty(len(words), np.int64)
     ranks[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
-    return ranks[encoded.indices.to_numpy()]
+    result: npt.NDArray[np.int64] = ranks[encoded.indices.to_numpy()]
+    return result
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,8 +14,7 @@ class StreamTail:
 
     def __init__(self, path: Path, table: str) -> None:
         self.path = path
-        self.batches: list[Any] = []
-        """The whole record batches read so far, each validated."""
+        self._batches: list[Any] = []
         self.offset = 0
         """Bytes of the file that these take."""
         self.ended = False
@@ -47,7 +46,7 @@ class StreamTail:
                 reader = pa.BufferReader(buffer.slice(position))
                 batch = pa.ipc.read_record_batch(pa.ipc.read_message(reader), self._schema)
                 batch.validate(full=True)
-                self.batches.append(batch)
+                self._batches.append(batch)
                 position += reader.tell()
         except (pa.ArrowException, OSError, ValueError, EOFError, MemoryError, OverflowError):
             self.problem = (
@@ -57,6 +56,16 @@ class StreamTail:
         self.offset += position
         if self.ended and position < len(data):
             self.problem = f"{self.path.name} goes on after its end ({len(data) - position} bytes dropped)"
+
+    def rows(self) -> Any:
+        """The rows of all whole batches read so far, as a `pyarrow.Table`."""
+        import pyarrow as pa
+
+        rows = pa.Table.from_batches(self._batches, self._schema)
+        if len(self._batches) > 1:
+            rows = rows.combine_chunks()
+            self._batches = rows.to_batches()
+        return rows
 
     def _read_schema(self, buffer: Any) -> int:
         import pyarrow as pa

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace import fingerprint
 from optrace.trace.stream import write_all
 
 CODES = {
@@ -43,7 +44,7 @@ CODES = {
 _STORED = {"complex128": ("F64", 2), "complex64": ("F32", 2), "complex32": ("F16", 2)}
 """dtypes that are stored under another code, with the size of the dimension that this adds."""
 
-_NUMPY = {
+_NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -60,6 +61,7 @@ _NUMPY = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 _METADATA = "optrace.dtypes"
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors package
 
@@ -148,7 +150,7 @@ def _pack(values: Mapping[str, tuple[str, Sequence[int], Any]]) -> tuple[bytes, 
 def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     if not array.flags.c_contiguous:
         raise TypeError("the array is strided")
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 class ValuesFile:
@@ -200,6 +202,8 @@ class ValuesFile:
         own = self._dtypes.get(key)
         if own in ("complex128", "complex64") and array.dtype == _NUMPY[_STORED[own][0]] and shape[-1:] == (2,):
             return array.view(own)[..., 0] if array.size else array[..., 0].astype(own)
+        if own in _FLOAT8 and array.dtype == np.uint8 and shape[-1:] == (1,):
+            return array[..., 0]
         return array
 
     def read(self, key: str) -> npt.NDArray[Any]:
@@ -229,30 +233,6 @@ class ValuesFile:
 
 def widen(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """Elements stored as bits (bf16, float8) as float32 of the same value; other dtypes as they are."""
-    if dtype == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    if dtype == "float8_e4m3fn":
-        return _table(4, 3, finite=True)[array]
-    if dtype == "float8_e5m2":
-        return _table(5, 2, finite=False)[array]
+    if dtype == "bfloat16" or dtype in _FLOAT8:
+        return fingerprint.widen(array, dtype).view(np.float32)
     return array
-
-
-def _table(exponent_bits: int, mantissa_bits: int, *, finite: bool) -> npt.NDArray[np.float32]:
-    """The values of all 256 float8 codes (OCP OFP8: E4M3 has no infinities and one NaN, E5M2 is like IEEE)."""
-    bias = 2 ** (exponent_bits - 1) - 1
-    values = np.empty(256, np.float32)
-    top = 2**exponent_bits - 1
-    for code in range(256):
-        exponent = code >> mantissa_bits & top
-        mantissa = code & (2**mantissa_bits - 1)
-        if exponent == top and not finite:
-            value = math.inf if mantissa == 0 else math.nan
-        elif finite and code & 127 == 127:
-            value = math.nan
-        elif exponent == 0:
-            value = math.ldexp(mantissa, 1 - bias - mantissa_bits)
-        else:
-            value = math.ldexp(2**mantissa_bits + mantissa, exponent - bias - mantissa_bits)
-        values[code] = -value if code & 128 else value
-    return values

@@ -229,7 +229,8 @@ class RankWriter:
 
     def _full(self) -> TraceFull:
         return TraceFull(
-            f"{self.folder} has reached its {self.max_bytes} bytes; record fewer steps or quantities, or raise --max-size"
+            f"{self.folder} has reached its {self.max_bytes} bytes;"
+            " record fewer steps or quantities, or raise --max-size"
         )
 
     @staticmethod

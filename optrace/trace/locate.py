@@ -1,0 +1,78 @@
+"""Finding the parts of a trace on disk by exact names: the run folder, its ranks, its children."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from optrace.errors import TraceError
+from optrace.trace.jsonfile import read_json
+from optrace.trace.schema import CHILD_NAME, FORMAT, RANK_NAME
+
+RUNS = Path("optrace-runs")
+"""Where runs go when no folder is named, below the working directory."""
+
+
+def find_run(path: Path) -> Path:
+    """The run folder that `path` means; `latest` is the newest below ./optrace-runs/. TraceError if there is none."""
+    if str(path) == "latest" and not path.exists():
+        path = RUNS / "latest"
+        if not path.exists():
+            raise TraceError(f"there is no latest run: {RUNS}/ has none in {Path.cwd()}; name a run folder")
+    if path.is_file() and path.name == "latest":  # where links are not allowed it is a file that names the run
+        try:
+            path = path.parent / path.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise TraceError(f"cannot read {path}: {error}") from None
+    try:
+        if not path.exists():
+            raise TraceError(f"there is no trace at {path}")
+        if not path.is_dir():
+            raise TraceError(f"{path} is a file; a trace is a folder with a trace.json")
+        if not (path / "trace.json").exists():
+            whole = path.resolve()
+            if RANK_NAME.fullmatch(whole.name) and (whole.parent / "trace.json").exists():
+                raise TraceError(f"{path} is one rank of a trace; open {whole.parent} and take .rank(n)")
+            raise TraceError(f"{path} is no trace: it has no trace.json")
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a NUL
+        raise TraceError(f"cannot read {str(path)!r}: {error}") from None
+    return path
+
+
+def read_run_info(folder: Path) -> dict[str, Any]:
+    """The content of trace.json; TraceError when it is damaged or of a format that this version does not know."""
+    info: dict[str, Any] = read_json(folder / "trace.json", dict)
+    number = info.get("format")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise TraceError(f"{folder / 'trace.json'} says format {number!r}, which is none of optrace's")
+    if number > FORMAT:
+        raise TraceError(f"{folder} is a trace of format {number}; this optrace reads up to {FORMAT}: upgrade it")
+    return info
+
+
+def rank_folders(run: Path) -> dict[tuple[int, int], Path]:
+    """(rank, restart) to its folder, in order."""
+    found = {}
+    for name in _names(run):
+        match = RANK_NAME.fullmatch(name)
+        if match and (run / name).is_dir():
+            found[int(match[1]), int(match[2] or 0)] = run / name
+    return dict(sorted(found.items()))
+
+
+def child_runs(run: Path) -> list[Path]:
+    """Runs of other processes that stepped below this one, in order of their number."""
+    found = []
+    for name in _names(run):
+        match = CHILD_NAME.fullmatch(name)
+        if match and (run / name / "trace.json").exists():
+            found.append((int(match[1]), run / name))
+    return [path for _, path in sorted(found)]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise TraceError(f"cannot read {folder}: {error.strerror or error}") from None

@@ -1,0 +1,315 @@
+"""Opening a trace and reading its tables: `optrace.open` and what it returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from optrace.errors import TraceError
+from optrace.trace.locate import child_runs, find_run, rank_folders, read_run_info
+from optrace.trace.rank import RankFolder
+from optrace.trace.schema import DERIVED, TABLES, arrow_schema
+from optrace.trace.select import Names, Selection, Steps, matches
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL_TABLES = ("params", *TABLES)
+T = TypeVar("T")
+
+
+def open_trace(path: str | os.PathLike[str] = "latest") -> Trace:
+    """Open a run folder for reading; `latest` is the newest run below ./optrace-runs/.
+
+    The frames are those of the run's lowest rank; `Trace.rank` gives another. Nothing in the folder is executed or
+    trusted. TraceError when there is no trace, when it is damaged, or when a newer optrace wrote it.
+    """
+    folder = find_run(Path(path))
+    return Trace(folder, read_run_info(folder))
+
+
+class Trace:
+    """One rank of a recorded run, as pandas frames. What was read stays as it is until `refresh`."""
+
+    def __init__(self, path: Path, info: dict[str, Any], rank: tuple[int, int] | None = None) -> None:
+        """Use `open_trace`; `rank` is (number, restart), None the lowest."""
+        self.path = path
+        """The run's folder."""
+        self.info = info
+        """The content of trace.json."""
+        self._ranks = rank_folders(path)
+        self._rank = rank
+        self._folder: RankFolder | None = None
+        self._cache: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"Trace({str(self.path)!r}, rank={self.rank_number})"
+
+    @property
+    def ranks(self) -> list[int]:
+        """Numbers of the ranks that recorded steps; empty while none has."""
+        return sorted({number for number, _ in self._ranks})
+
+    @property
+    def rank_number(self) -> int | None:
+        """The rank that the frames are of; None when the run has none."""
+        return self._key[0] if self._key is not None else None
+
+    def rank(self, number: int, restart: int = 0) -> Trace:
+        """The trace of one rank, or of its n-th restart; TraceError if there is no such rank."""
+        if (number, restart) not in self._ranks:
+            known = ", ".join(path.name for path in self._ranks.values()) or "none"
+            raise TraceError(f"{self.path} has no rank {number}{f'.{restart}' if restart else ''}; it has {known}")
+        return Trace(self.path, self.info, (number, restart))
+
+    def restarts(self, number: int) -> int:
+        """How often a rank was started again into the same run."""
+        return max(0, sum(1 for rank, _ in self._ranks if rank == number) - 1)
+
+    def parts(self) -> list[Trace]:
+        """Every rank and restart of the run; only itself when this is the trace of one rank."""
+        return [self] if self._rank is not None else [Trace(self.path, self.info, key) for key in self._ranks]
+
+    @property
+    def rank_path(self) -> Path | None:
+        """The rank's folder; None when the run has no rank."""
+        return self._ranks[self._key] if self._key is not None else None
+
+    @property
+    def rank_info(self) -> dict[str, Any]:
+        """The content of rank.json: environment, pid, and `end` once the recording has ended."""
+        return self._cached("rank_info", lambda: self._json("rank.json", dict))
+
+    @property
+    def children(self) -> list[Path]:
+        """Folders of the runs of other processes that this one started."""
+        return child_runs(self.path)
+
+    @property
+    def params(self) -> pd.DataFrame:
+        """One row per optimizer and parameter."""
+        return self._cached("params frame", lambda: self.table("params"))
+
+    @property
+    def groups(self) -> pd.DataFrame:
+        """Hyper-parameters: one row per step, optimizer and group, one column per option."""
+        return self._cached("groups", lambda: self.table("groups"))
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per step and optimizer."""
+        return self._cached("steps", lambda: self.table("steps"))
+
+    @property
+    def tensors(self) -> pd.DataFrame:
+        """One row per step, optimizer, parameter and quantity."""
+        return self._cached("tensors", lambda: self.table("tensors"))
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row per event, in order; `data` holds dicts."""
+        return self._cached("events", lambda: self.table("events"))
+
+    def table(
+        self,
+        name: str,
+        *,
+        step: Steps = None,
+        optimizer: int | None = None,
+        param: Names = None,
+        quantity: Names = None,
+        columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Rows of a table as a pandas frame; only what is selected is read from disk.
+
+        Args:
+            name: params, groups, steps, tensors or events.
+            step: a number, or (first, last) with both included and None for an open side.
+            optimizer: an optimizer's index.
+            param: a name, a glob (`encoder.*`), or several of them.
+            quantity: the same for quantities (`state.*`).
+            columns: names of the columns wanted, in their order; None gives all.
+
+        Raises:
+            TraceError: no such table or column, nothing to select by, or a damaged file.
+        """
+        if name == "params":
+            if step is not None or quantity is not None:
+                raise TraceError("params has no step or quantity to select by")
+            frame = self._params_frame(optimizer, param)
+        else:
+            # The wide groups need every stored column; the order of tensors needs what it is made of.
+            needed = None if name == "groups" else columns
+            if needed is not None and name == "tensors":
+                needed = list(dict.fromkeys([*needed, "step", "optimizer", "param", "quantity"]))
+            rows = self.arrow(name, step=step, optimizer=optimizer, param=param, quantity=quantity, columns=needed)
+            frame = self.frame(name, rows)
+        if columns is None:
+            return frame
+        for column in columns:
+            if column not in frame.columns:
+                raise TraceError(f"{name} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+        return frame[list(columns)]
+
+    def arrow(
+        self,
+        name: str,
+        *,
+        step: Steps = None,
+        optimizer: int | None = None,
+        param: Names = None,
+        quantity: Names = None,
+        columns: Sequence[str] | None = None,
+        after: Mapping[int, int] | None = None,
+    ) -> Any:
+        """The same as `table` as a `pyarrow.Table`, without pandas and in the order of the files.
+
+        Sealed segments of `tensors` are each sorted by (optimizer, param, quantity, step) and follow each other in the
+        order of steps; open ones and the other tables are in the order of recording. `groups` has its stored long form,
+        `data` of events is text. `after` gives only rows beyond that step of each optimizer.
+        """
+        if name not in TABLES:
+            raise TraceError(f"there is no table {name!r} to read; a trace has {', '.join(ALL_TABLES)}")
+        selection = Selection.of(step, optimizer, param, quantity)
+        absmax = name in DERIVED and (columns is None or "absmax" in columns)
+        stored = columns
+        if columns is not None and absmax:
+            stored = list(dict.fromkeys([column for column in columns if column != "absmax"] + ["min", "max"]))
+        if self._key is None:
+            rows = arrow_schema(name).empty_table().select(stored or arrow_schema(name).names)
+        else:
+            rows = self._read().read(name, selection, stored, after)
+        if absmax:
+            rows = _with_absmax(rows)
+        return rows if columns is None else rows.select(list(columns))
+
+    def frame(self, name: str, rows: Any) -> pd.DataFrame:
+        """The pandas frame of rows that `arrow` returned for the table `name`."""
+        from optrace.trace import frames
+
+        if name == "groups":
+            return frames.groups_frame(rows)
+        if name == "tensors":
+            return frames.tensors_frame(rows, self._cached("places", self._places))
+        return frames.events_frame(rows) if name == "events" else frames.steps_frame(rows)
+
+    def value(self, step: int, param: str, quantity: str, optimizer: int = 0) -> npt.NDArray[Any]:
+        """The whole tensor of a step as it was stored: read-only, mapped where it can be; bf16 and float8 as float32.
+
+        TraceError when it was not stored, naming the recording that would have it.
+        """
+        from optrace.trace.whole import stored_value
+
+        return stored_value(self, step, param, quantity, optimizer)
+
+    @property
+    def optimizers(self) -> list[tuple[int, str]]:
+        """Index and class name of each optimizer, in order of first step."""
+        found: dict[int, str] = {}
+        for row in self._params_rows():
+            if isinstance(row, dict) and type(row.get("optimizer")) is int:
+                found.setdefault(row["optimizer"], str(row.get("optimizer_class")))
+        return sorted(found.items())
+
+    @property
+    def last_steps(self) -> dict[int, int]:
+        """The last finished step of every optimizer that has finished one (0: the world before step 1)."""
+        return dict(self._read().whole()) if self._key is not None else {}
+
+    def last_step(self, optimizer: int = 0) -> int:
+        """The last finished step of an optimizer; 0 before its first. TraceError if there is no such optimizer."""
+        whole = self.last_steps
+        if optimizer not in whole and optimizer not in dict(self.optimizers):
+            known = ", ".join(f"{index} ({name})" for index, name in self.optimizers) or "none"
+            raise TraceError(f"{self.path} has no optimizer {optimizer}; it has {known}")
+        return whole.get(optimizer, 0)
+
+    @property
+    def problems(self) -> list[str]:
+        """What was dropped, torn or is missing, in words; empty when all is well."""
+        if self._key is None:
+            return ["no process of this run has recorded a step"]
+        found = self._read().problems()
+        unsealed = self.rank_info.get("unsealed")
+        if isinstance(unsealed, list):
+            found += [f"could not be sealed: {text}" for text in unsealed]
+        number = self._key[0]
+        if self._rank is None and self.restarts(number):
+            found.append(f"rank {number} was started again {self.restarts(number)} times: see .rank({number}, 1)")
+        return found
+
+    def verify(self) -> list[str]:
+        """Read every file to its last byte and check it against the others; what is wrong, in words."""
+        from optrace.trace.verify import verify
+
+        return verify(self)
+
+    def refresh(self) -> None:
+        """Look again at what a running process has written since."""
+        self._cache.clear()
+        self._ranks = rank_folders(self.path)
+        if self._folder is not None:
+            self._folder.refresh()
+
+    def follow(self, name: str, *, interval: float = 0.5) -> Iterator[pd.DataFrame]:
+        """Frames of a table's rows that were finished since the last frame; the first holds what is there already.
+
+        Refreshes the trace each time. Ends when the recording has ended or its process is gone; `interval` is the pause
+        between two looks, in seconds. TraceError for `params`, which is not appended to.
+        """
+        from optrace.trace.follow import follow
+
+        return follow(self, name, interval)
+
+    @property
+    def _key(self) -> tuple[int, int] | None:
+        return self._rank if self._rank is not None else min(self._ranks, default=None)
+
+    def _read(self) -> RankFolder:
+        path = self.rank_path
+        assert path is not None
+        if self._folder is None or self._folder.path != path:
+            self._folder = RankFolder(path)
+        return self._folder
+
+    def _json(self, name: str, kind: type[T]) -> T:
+        return cast("T", self._read().json(name, kind)) if self._key is not None else kind()
+
+    def _params_rows(self) -> list[Any]:
+        return self._cached("params", lambda: self._json("params.json", list))
+
+    def _params_frame(self, optimizer: int | None, param: Names) -> pd.DataFrame:
+        from optrace.trace import frames
+
+        patterns = None if param is None else (param,) if isinstance(param, str) else tuple(param)
+        frame = frames.params_frame(self._params_rows())
+        if optimizer is not None:
+            frame = frame[frame["optimizer"] == optimizer]
+        if patterns is not None:
+            frame = frame[[matches(str(name), patterns) for name in frame["param"]]]
+        return frame.reset_index(drop=True)
+
+    def _places(self) -> dict[tuple[int, str], int]:
+        return {
+            (row["optimizer"], row["param"]): place
+            for place, row in enumerate(self._params_rows())
+            if isinstance(row, dict) and type(row.get("optimizer")) is int and isinstance(row.get("param"), str)
+        }
+
+    def _cached(self, name: str, make: Callable[[], T]) -> T:
+        if name not in self._cache:
+            self._cache[name] = make()
+        return cast("T", self._cache[name])
+
+
+def _with_absmax(rows: Any) -> Any:
+    """The rows with the derived column `absmax` after `max`."""
+    import pyarrow as pa
+
+    absmax = np.maximum(np.abs(rows.column("min").to_numpy()), np.abs(rows.column("max").to_numpy()))
+    return rows.add_column(rows.column_names.index("max") + 1, "absmax", pa.chunked_array([pa.array(absmax)]))

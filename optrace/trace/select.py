@@ -1,0 +1,122 @@
+"""Which rows of a table are wanted, told to Parquet's row-group statistics first and to the rows after."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optrace.errors import TraceError
+
+_SPECIAL = re.compile(r"[*?\[]")
+
+Names = str | Iterable[str] | None
+Steps = int | tuple[int | None, int | None] | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Bounds of step (both included), an optimizer, patterns of names; None or empty means all."""
+
+    first: int | None = None
+    last: int | None = None
+    optimizer: int | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column (`param`, `quantity`) to exact names or globs, of which one must match."""
+
+    @classmethod
+    def of(cls, step: Steps, optimizer: int | None, param: Names, quantity: Names) -> Selection:
+        """From the arguments of `Trace.table`; TraceError for a step that is neither a number nor a pair."""
+        first: int | None
+        last: int | None
+        if step is None or isinstance(step, int | np.integer):
+            first = last = None if step is None else int(step)
+        else:
+            try:
+                first, last = (None if bound is None else int(bound) for bound in step)
+            except (TypeError, ValueError):
+                raise TraceError(f"step={step!r} selects nothing; give a number or (first, last)") from None
+        names = {}
+        for column, wanted in (("param", param), ("quantity", quantity)):
+            if wanted is not None:
+                names[column] = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        return cls(first, last, optimizer, names)
+
+    def columns(self, schema: Any) -> set[str]:
+        """The columns that must be read to decide; TraceError when the table has no column of that name."""
+        needed = set()
+        if self.first is not None or self.last is not None:
+            needed.add("step")
+        if self.optimizer is not None:
+            needed.add("optimizer")
+        needed.update(self.names)
+        for name in needed:
+            if name not in schema.names:
+                raise TraceError(f"this table has no {name} to select by; it has {', '.join(schema.names)}")
+        return needed
+
+    def may_hold(self, row_group: Any) -> bool:
+        """Whether a Parquet row group can hold wanted rows, judged by its statistics."""
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            name = column.path_in_schema
+            if name not in ("step", "optimizer", *self.names):
+                continue
+            statistics = column.statistics
+            if statistics is None or not statistics.has_min_max:
+                continue
+            low, high = statistics.min, statistics.max
+            if name == "step":
+                fits = (self.last is None or low <= self.last) and (self.first is None or high >= self.first)
+            elif name == "optimizer":
+                fits = self.optimizer is None or low <= self.optimizer <= high
+            else:
+                fits = any(_reaches(pattern, low, high) for pattern in self.names[name])
+            if not fits:
+                return False
+        return True
+
+    def mask(self, rows: Any) -> npt.NDArray[np.bool_] | None:
+        """For each row of a `pyarrow.Table` whether it is wanted; None for all."""
+        masks: list[npt.NDArray[np.bool_]] = []
+        if self.first is not None or self.last is not None:
+            step = rows.column("step").to_numpy()
+            if self.first is not None:
+                masks.append(step >= self.first)
+            if self.last is not None:
+                masks.append(step <= self.last)
+        if self.optimizer is not None:
+            masks.append(rows.column("optimizer").to_numpy() == self.optimizer)
+        masks.extend(_matching(rows.column(name), patterns) for name, patterns in self.names.items())
+        return reduce(np.logical_and, masks) if masks else None
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name is one of the patterns or fits one of them as a glob (case matters)."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _matching(column: Any, patterns: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    import pyarrow as pa
+
+    parts = [np.empty(0, np.bool_)]
+    for chunk in column.chunks:
+        encoded = chunk if isinstance(chunk, pa.DictionaryArray) else chunk.dictionary_encode()
+        fits = np.array([matches(name, patterns) for name in encoded.dictionary.to_pylist()], np.bool_)
+        parts.append(fits[encoded.indices.to_numpy()])
+    return np.concatenate(parts)
+
+
+def _reaches(pattern: str, low: str, high: str) -> bool:
+    """Whether a name that fits the pattern can lie between two names (by code points, as Parquet's UTF-8 order is)."""
+    special = _SPECIAL.search(pattern)
+    if special is None:
+        return low <= pattern <= high
+    prefix = pattern[: special.start()]
+    return low[: len(prefix)] <= prefix <= high[: len(prefix)] if prefix else True
