@@ -105,24 +105,24 @@ class TensorLayout:
 
 
 class GroupBatches:
-    """Hyper-parameters of a step, long: one row a group and scalar; unchanged ones cost one comparison of bytes."""
+    """Hyper-parameters of a step, long: one row a group and scalar.
+
+    Unchanged options cost one comparison of bytes, changed floats (a schedule) one copy each; only what changes the
+    rows themselves (another key, kind or text) is taken apart anew.
+    """
 
     def __init__(self) -> None:
         self._templates: dict[Any, BatchTemplate] = {}
-        self._last: dict[int, tuple[bytes, npt.NDArray[Any], bytearray]] = {}
+        self._last: dict[int, _LastGroups] = {}
 
     def fill(self, step: int, optimizer: int, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bytearray | None:
         """The batch of one step; None when the groups hold no option at all."""
-        # The bytes tell 1 from 1.0 and True, 0.0 from -0.0 and NaN from nothing, which == does not; they are never read
-        # back. Version 2 of marshal depends on the values alone.
-        try:
-            signature = marshal.dumps(groups, 2)  # type: ignore[arg-type]
-        except ValueError:
-            signature = b""
+        signature = _signature(groups)
         last = self._last.get(optimizer)
-        if last is not None and signature and last[0] == signature:
-            last[1].fill(step)
-            return last[2]
+        if last is not None and ((signature is not None and last.signature == signature) or last.take_floats(groups)):
+            last.steps.fill(step)
+            last.signature = signature
+            return last.message
         rows = [(group, *scalar) for group, options in groups for scalar in flatten(options)]
         if not rows:
             return None
@@ -132,10 +132,9 @@ class GroupBatches:
             if len(self._templates) >= _TEMPLATES:
                 self._templates.clear()
             template = self._templates[key] = self._build(optimizer, rows)
-        template.view("number", "f8")[:] = [row[3] for row in rows]
-        steps = template.view("step", "i8")
-        steps.fill(step)
-        self._last[optimizer] = (signature, steps, template.bytes)
+        last = self._last[optimizer] = _LastGroups(signature, template, groups)
+        last.numbers[:] = [row[3] for row in rows]
+        last.steps.fill(step)
         return template.bytes
 
     @staticmethod
@@ -156,6 +155,61 @@ class GroupBatches:
         return BatchTemplate(
             pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
         )
+
+
+class _LastGroups:
+    """The groups of an optimizer's last step, taken apart into floats, which may change, and all else."""
+
+    def __init__(
+        self, signature: bytes | None, template: BatchTemplate, groups: Sequence[tuple[int, Mapping[str, Any]]]
+    ) -> None:
+        self.signature = signature
+        self.message = template.bytes
+        self.steps = template.view("step", "i8")
+        self.numbers = template.view("number", "f8")
+        self._shape = self._shape_of(groups)
+        self._floats = [[key for key, value in options.items() if type(value) is float] for _, options in groups]
+        self._others = [[key for key, value in options.items() if type(value) is not float] for _, options in groups]
+        self._rest = self._rest_of(groups)
+        floats = [type(value) is float for _, options in groups for value in _members(options)]
+        self._where = np.flatnonzero(floats)
+
+    def take_floats(self, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bool:
+        """Take over the floats if nothing else has changed; else False, and nothing is taken."""
+        if self._rest is None or self._shape_of(groups) != self._shape or self._rest_of(groups) != self._rest:
+            return False
+        pairs = zip(groups, self._floats, strict=True)
+        self.numbers[self._where] = [options[key] for (_, options), keys in pairs for key in keys]
+        return True
+
+    @staticmethod
+    def _shape_of(groups: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Any]:
+        return [(group, tuple(options), tuple(map(type, options.values()))) for group, options in groups]
+
+    def _rest_of(self, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bytes | None:
+        pairs = zip(groups, self._others, strict=True)
+        return _signature([options[key] for (_, options), keys in pairs for key in keys])
+
+
+def _signature(values: Any) -> bytes | None:
+    """Bytes that are equal only for equal values; None, which says nothing, when marshal cannot write them.
+
+    They tell 1 from 1.0 and True, 0.0 from -0.0, and a NaN is equal to itself: == does none of it. They are never read
+    back. Version 2 of marshal depends on the values alone, not on who else holds them.
+    """
+    try:
+        return marshal.dumps(values, 2)
+    except ValueError:
+        return None
+
+
+def _members(options: Mapping[Any, Any]) -> Iterator[Any]:
+    """One entry for each row that `flatten` makes of the options: floats as they are, members of others as None."""
+    for value in options.values():
+        if type(value) is float:
+            yield value
+        else:
+            yield from (None for _ in flatten({"": value}))
 
 
 class StepBatches:
