@@ -79,9 +79,9 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     Traps: computed from the initial lr, so edits of lr from outside last one step. `step(epoch)` is a normal call here
     (no warning) and takes fractions, such as epoch + batch / n_batches; `last_epoch` is then floor(epoch) while T_cur
-    keeps the fraction, so step(2.5) then step() give T_cur 3.5 and last_epoch 3. The bottom itself is never reached by
-    whole epochs. Resuming by `last_epoch` knows only of the first restart: load a `state_dict` instead. The period of
-    step(epoch) comes from a logarithm, whose rounding can put an epoch on a boundary into the period before.
+    keeps the fraction: with T_0=10, step(2.5) then step() give T_cur 3.5 and last_epoch 3. The bottom itself is never
+    reached by whole epochs. Resuming by `last_epoch` knows only of the first restart: load a `state_dict` instead. The
+    period of step(epoch) comes from a logarithm, whose rounding can put an epoch on a boundary into the period before.
 
     Args:
         optimizer: see `LRScheduler`.

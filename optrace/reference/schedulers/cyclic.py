@@ -34,12 +34,12 @@ class CyclicLR(LRScheduler):
     scale is 1 ("triangular"), 1 / 2**(cycle - 1) ("triangular2"), gamma**e ("exp_range"), or scale_fn(cycle), or
     scale_fn(e) with scale_mode="iterations".
 
-    Traps: a step is meant to be a *batch*, not an epoch. The lr of every group is overwritten with base_lr, at
-    construction and whenever a cycle begins. cycle_momentum is **on by default** and sets `momentum` (or `betas[0]`)
-    of every group from construction on, also of an SGD built with momentum=0. Also writes max_momentum and
-    base_momentum into groups. Where an earlier scheduler left an `initial_lr`, that is the lr of epoch 0, and base_lr
-    rules only afterwards. scale_mode is ignored unless scale_fn is given, and a given scale_fn is used whatever the
-    mode; it is not part of `state_dict`.
+    Traps: a step is meant to be a *batch*, not an epoch. The lr that the optimizer was given is lost at construction,
+    and edits of lr last one step. cycle_momentum is **on by default** and sets `momentum` (or `betas[0]`) of every
+    group from construction on, also of an SGD built with momentum=0; max_momentum and base_momentum are written into
+    the groups. Where an earlier scheduler left an `initial_lr`, that is the lr of epoch 0, and base_lr rules only
+    afterwards. scale_mode is ignored unless scale_fn is given, and a given scale_fn is used whatever the mode; it is
+    not part of `state_dict`. step_size_down=0 is accepted: a sawtooth that jumps from near the top to the bottom.
 
     Args:
         optimizer: see `LRScheduler`; with cycle_momentum it needs `momentum` or `betas`, else OptionError.

@@ -49,7 +49,7 @@ class OneCycleLR(LRScheduler):
     min_lr, and with cycle_momentum (**on by default**) also max_momentum and base_momentum, and every step reads them
     there. It sets `momentum` or `betas[0]`, also of an SGD built with momentum=0. Stepping past N raises, although
     one step more than planned is let through: it runs beyond the end of the last phase, where the cosine turns up
-    again. p*N = 1 makes the first phase empty: ZeroDivisionError.
+    again. An empty phase divides by zero: p*N = 1 at construction, p = 1 after the last step.
 
     Args:
         optimizer: see `LRScheduler`; with cycle_momentum it needs `momentum` or `betas`, else OptionError.

@@ -93,7 +93,7 @@ class ReduceLROnPlateau(LRScheduler):
         self.cooldown_counter = 0
         self.num_bad_epochs = 0
 
-    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]  # needs a metric
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take the metric of an epoch (anything that float() reads) into account; `epoch` only sets `last_epoch`."""
         metric = float(metrics)
         if epoch is not None:
