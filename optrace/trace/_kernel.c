@@ -24,6 +24,7 @@ typedef struct {
     Layout *const *layouts; /* one for each job, NULL where it has none; or NULL where no job has one */
     size_t n_jobs, n_units;
     Row *rows;
+    int stream; /* copies go past the cache */
     struct Unit {
         size_t job;
         int64_t block;
@@ -57,6 +58,14 @@ static void restore_floats(uint64_t before)
 #endif
 }
 
+/* Makes stores past the cache visible to other threads before anything that follows. */
+static void finish_stores(void)
+{
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
 static inline int64_t n_blocks(const Job *job)
 {
     return (job->numel + BLOCK - 1) / BLOCK;
@@ -73,9 +82,10 @@ static void run_alone(const Work *work)
         const Job *job = &work->jobs[j];
         Tally first = EMPTY, second = EMPTY;
         for (int64_t block = 0; block < n_blocks(job); block++)
-            run_block(job, layout_of(work, j), block, &first, &second);
+            run_block(job, layout_of(work, j), block, work->stream, &first, &second);
         finish_job(job, layout_of(work, j), &first, &second, work->rows);
     }
+    finish_stores();
 }
 
 static void *run_units(void *argument)
@@ -86,8 +96,10 @@ static void *run_units(void *argument)
     while ((number = atomic_fetch_add(&work->next, 1)) < work->n_units) {
         struct Unit *unit = &work->units[number];
         unit->first = unit->second = EMPTY;
-        run_block(&work->jobs[unit->job], layout_of(work, unit->job), unit->block, &unit->first, &unit->second);
+        run_block(&work->jobs[unit->job], layout_of(work, unit->job), unit->block, work->stream, &unit->first,
+                  &unit->second);
     }
+    finish_stores();
     restore_floats(before);
     return NULL;
 }
@@ -251,6 +263,7 @@ static PyObject *measure_jobs(const Py_buffer *jobs, const Py_buffer *rows, long
         }
     }
     work.layouts = layouts;
+    work.stream = bytes >= STREAM_FROM;
     if (run(&work, bytes, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : (int)threads) < 0)
         PyErr_NoMemory();
     else

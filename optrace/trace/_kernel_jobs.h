@@ -24,6 +24,7 @@ static const uint8_t ITEMSIZE[N_DTYPES] = {8, 4, 2, 2, 1, 2, 4, 8, 1, 2, 4, 8, 1
 #define BLOCK 32768
 #define KEEP_GIL_BELOW (64 << 10)
 #define ONE_THREAD_BELOW (1 << 20)
+#define STREAM_FROM (8 << 20)
 #define MAX_THREADS 256
 #define MAX_DIMS 64
 
@@ -76,7 +77,7 @@ typedef struct {
     uint64_t (*hash32)(const void *, size_t, uint64_t, uint64_t);
     uint64_t (*hash64)(const void *, size_t, uint64_t, uint64_t);
     int (*range32)(const uint32_t_any *, size_t, Part *);
-    int (*range64)(const uint64_t_any *, size_t, Part *);
+    int (*range64)(const double_any *, size_t, Part *);
     void (*sums32)(const void *, size_t, Part *);
     void (*sums64)(const void *, size_t, Part *);
     void (*difference32)(const float_any *, const float_any *, double *, size_t);
