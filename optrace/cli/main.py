@@ -22,6 +22,9 @@ COMMANDS = {
 """Each subcommand's module, which holds a click command `command`, and what it is for."""
 
 TROUBLE = 2
+INTERRUPTED = 130
+NOBODY_READS = 141
+"""As a shell reports a program that SIGPIPE ended: the reader of our output has gone."""
 
 
 class Commands(click.Group):
@@ -79,20 +82,19 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     With OPTRACE_DEBUG=1 in the environment, trouble shows its traceback.
     """
     try:
-        status = cli.main(args, prog_name="optrace", standalone_mode=False)
-        _flush()
+        status = _run(sys.argv[1:] if args is None else args)
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
         _debug()
         error.show()
         status = TROUBLE
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
-        status = 130
+        status = INTERRUPTED
     except BrokenPipeError:
         _leave_the_pipe()
-        status = 141  # as a program that SIGPIPE ended: nobody reads what this one found
+        status = NOBODY_READS
     except OptraceError as error:
         _debug()
         _say(str(error))
@@ -105,9 +107,19 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
+def _run(args: Sequence[str]) -> object:
+    """What the subcommand returns; without `cli.main`, whose exit(1) for a closed pipe would mean "differ" here."""
+    shell = os.environ.get("_OPTRACE_COMPLETE")
+    if shell:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "optrace", "_OPTRACE_COMPLETE", shell)
+    try:
+        with cli.make_context("optrace", list(args)) as context:
+            return cli.invoke(context)
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 def _leave_the_pipe() -> None:

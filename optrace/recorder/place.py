@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optrace.errors import RecordError
@@ -134,8 +134,9 @@ def claim(settings: Settings) -> Place:
         RecordError: the folder holds another job's run, is no run, or cannot be written.
     """
     process = identify(settings)
-    output = settings.output or default_output(_program(), os.environ)
-    run = Path(os.path.abspath(output))
+    output = settle(settings).output
+    assert output is not None
+    run = Path(output)
     try:
         place = _enter(run, process, settings.force)
         if run.parent.name == RUNS and place.run == run:
@@ -144,6 +145,11 @@ def claim(settings: Settings) -> Place:
         reason = error.strerror or str(error)
         raise RecordError(f"cannot make the run folder {output}: {reason}; choose another with -o") from error
     return place
+
+
+def settle(settings: Settings) -> Settings:
+    """The same settings with the output folder chosen, as an absolute path: the program may change its directory."""
+    return replace(settings, output=os.path.abspath(settings.output or default_output(_program(), os.environ)))
 
 
 def check(output: str, force: bool, launch: Launch, environ: Mapping[str, str]) -> None:
@@ -184,7 +190,7 @@ def identify(settings: Settings) -> Process:
     if pid == launch.pid:
         return Process(launch.id, launch.id, 0, restarts, may_lead=True, may_be_child=not launch.shared)
     alone = f"{launch.id} process {pid} {time.time_ns()}"
-    return Process(launch.id, alone, 0, 0, may_lead=not launch.is_python, may_be_child=True)
+    return Process(launch.id, alone, 0, 0, may_lead=not launch.is_python and job is None, may_be_child=True)
 
 
 def new_launch(environ: Mapping[str, str], is_python: bool) -> Launch:
@@ -242,7 +248,8 @@ def _program() -> str:
     """What the program is called in a run's name, for a recording that was started in Python."""
     if "ipykernel" in sys.modules:
         return "notebook"
-    return Path(sys.argv[0] if sys.argv else "").stem
+    started_as = sys.argv[0] if sys.argv else ""
+    return "" if started_as in ("-c", "-m") else Path(started_as).stem
 
 
 def _process_group_rank() -> int | None:
