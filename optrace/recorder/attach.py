@@ -6,6 +6,7 @@ import atexit
 import sys
 from collections.abc import Callable
 
+from optrace.errors import OptraceError
 from optrace.recorder import place
 from optrace.recorder.settings import Settings
 
@@ -26,7 +27,10 @@ def begin() -> None:
     except Exception as error:
         if settings.strict:
             raise
-        say(f"not recording: {error if str(error) else type(error).__name__}")
+        known = isinstance(error, OptraceError)
+        say(
+            f"not recording: {error}" if known else f"not recording: {type(error).__name__}: {error} ({sys.executable})"
+        )
         return
     _at_exit(session.stop_at_exit)
 

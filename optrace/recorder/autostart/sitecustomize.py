@@ -70,7 +70,7 @@ def _start(package: str) -> None:
             spec.loader.exec_module(sys.modules["optrace"])
         from optrace.recorder.attach import begin
     except Exception as error:
-        _say(type(error).__name__ + ": " + str(error) + " (Python " + sys.executable + ")")
+        _say(type(error).__name__ + ": " + str(error) + " (" + sys.executable + ")")
         return
     begin()
 
