@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optrace.errors import TraceError
+from optrace.trace.decode import decode
 from optrace.trace.schema import arrow_schema
 
 
@@ -14,17 +15,17 @@ class StreamTail:
 
     def __init__(self, path: Path, table: str) -> None:
         self.path = path
-        self._batches: list[Any] = []
         self.offset = 0
-        """Bytes of the file that these take."""
+        """Bytes of the file that have been taken in: whole messages."""
         self.ended = False
         """The writer has closed the segment."""
         self.problem: str | None = None
         """What follows the last whole batch, in words."""
         self._schema = arrow_schema(table)
+        self._rows = self._schema.empty_table()
 
     def read(self) -> None:
-        """Take in the batches that have been finished since; TraceError if the file is of something else."""
+        """Take in the batches that have been finished since; TraceError if the file is of something else, OSError."""
         import pyarrow as pa
 
         if self.ended:
@@ -33,45 +34,38 @@ class StreamTail:
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             data = file.read()
-        buffer = pa.py_buffer(data)
-        position = 0
-        try:
-            if self.offset == 0:
-                position = self._read_schema(buffer)
-            while position < len(data):
-                if data[position : position + 8] == b"\xff\xff\xff\xff\x00\x00\x00\x00":
-                    position += 8
-                    self.ended = True
-                    break
-                reader = pa.BufferReader(buffer.slice(position))
-                batch = pa.ipc.read_record_batch(pa.ipc.read_message(reader), self._schema)
-                batch.validate(full=True)
-                self._batches.append(batch)
-                position += reader.tell()
-        except (pa.ArrowException, OSError, ValueError, EOFError, MemoryError, OverflowError):
+        start = self._schema_length(data) if self.offset == 0 else 0
+        if start is None:
+            self.problem = f"{self.path.name} has no whole header yet ({len(data)} bytes dropped)"
+            return
+        found = decode(data, self._schema, start)
+        if found.rows.num_rows:
+            self._rows = pa.concat_tables([self._rows, found.rows])
+        self.ended = found.ended
+        self.offset += found.end
+        left = len(data) - found.end
+        if left:
             self.problem = (
-                f"{self.path.name} is incomplete or damaged from byte {self.offset + position} on"
-                f" ({len(data) - position} bytes dropped)"
+                f"{self.path.name} is incomplete or damaged from byte {self.offset} on ({left} bytes dropped)"
             )
-        self.offset += position
-        if self.ended and position < len(data):
-            self.problem = f"{self.path.name} goes on after its end ({len(data) - position} bytes dropped)"
 
     def rows(self) -> Any:
         """The rows of all whole batches read so far, as a `pyarrow.Table`."""
+        if self._rows.num_rows and self._rows.column(0).num_chunks > 1:
+            self._rows = self._rows.combine_chunks()
+        return self._rows
+
+    def _schema_length(self, data: bytes) -> int | None:
+        """Bytes of the schema at the start; None if it is not whole, TraceError if it is another table's."""
         import pyarrow as pa
 
-        rows = pa.Table.from_batches(self._batches, self._schema)
-        if len(self._batches) > 1:
-            rows = rows.combine_chunks()
-            self._batches = rows.to_batches()
-        return rows
-
-    def _read_schema(self, buffer: Any) -> int:
-        import pyarrow as pa
-
-        reader = pa.BufferReader(buffer)
-        found = pa.ipc.read_schema(reader)
+        reader = pa.BufferReader(data)
+        try:
+            found = pa.ipc.read_schema(reader)
+        except (pa.ArrowException, OSError, ValueError, EOFError, MemoryError):
+            if len(data) > 64 * 2**10:  # far beyond what a schema takes: not torn
+                raise TraceError(f"{self.path} is damaged: it does not start with the columns of a table") from None
+            return None
         if not found.equals(self._schema):
             raise TraceError(f"{self.path} does not hold the columns of this table; was it written by another program?")
         return int(reader.tell())
