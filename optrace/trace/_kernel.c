@@ -1,7 +1,7 @@
 /* Measures tensors in one pass over memory: statistics, fingerprint and sample of each job (see measure.py).
  *
  * One function, measure(jobs, rows, threads), over two arrays of the structures below. A tensor is cut into blocks of
- * BLOCK elements; (job, block) pairs are handed out to the threads by a counter, each block leaves a Part, and the Parts of
+ * BLOCK elements; (job, block) pairs are handed out to the threads by a counter, each block leaves a Tally, and those of
  * a job are put together in the order of its blocks: results do not depend on the number of threads. Within a block,
  * chunks small enough for the first-level cache are read once from memory and gone over by the loops of _kernel_body.h.
  */
@@ -336,6 +336,7 @@ static int execute(PyObject *module)
 {
     const uint64_t before = plain_floats();
     fill_minifloats();
+    fill_fractions();
     restore_floats(before);
     PyObject *name = instructions(module, NULL, 0);
     Py_XDECREF(name);

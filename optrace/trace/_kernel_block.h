@@ -146,6 +146,14 @@ static int64_t position_of(const Job *job, const Layout *layout, int64_t index)
     return rest ? -1 : position;
 }
 
+static double fractions[SAMPLE]; /* where the slots from 2 on lie in a tensor */
+
+static void fill_fractions(void)
+{
+    for (int slot = 2; slot < SAMPLE; slot++)
+        fractions[slot] = fmod((slot - 1) * 0.6180339887498949, 1);
+}
+
 static void take_sample(const Job *job, const Layout *layout, int update, double *sample)
 {
     const int64_t numel = job->global_numel ? job->global_numel : job->numel;
@@ -154,7 +162,7 @@ static void take_sample(const Job *job, const Layout *layout, int update, double
         if (numel > SAMPLE && slot == 1)
             index = numel - 1;
         else if (numel > SAMPLE && slot > 1)
-            index = (int64_t)floor(fmod((slot - 1) * 0.6180339887498949, 1) * (double)numel);
+            index = (int64_t)(fractions[slot] * (double)numel);
         const int64_t position = index < numel && job->numel ? position_of(job, layout, index) : -1;
         sample[slot] = position < 0 ? NAN : value_at(job, update, position);
     }

@@ -20,7 +20,7 @@ static const uint8_t ITEMSIZE[N_DTYPES] = {8, 4, 2, 2, 1, 2, 4, 8, 1, 2, 4, 8, 1
 
 #define SAMPLE 16
 #define LANES 16
-#define CHUNK 512
+#define CHUNK 1024
 #define BLOCK 32768
 #define KEEP_GIL_BELOW (64 << 10)
 #define ONE_THREAD_BELOW (1 << 20)
@@ -67,7 +67,6 @@ typedef struct {
 
 typedef uint16_t uint16_t_any __attribute__((aligned(1), may_alias));
 typedef uint32_t uint32_t_any __attribute__((aligned(1), may_alias));
-typedef uint64_t uint64_t_any __attribute__((aligned(1), may_alias));
 typedef float float_any __attribute__((aligned(1), may_alias));
 typedef double double_any __attribute__((aligned(1), may_alias));
 

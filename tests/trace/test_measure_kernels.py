@@ -32,8 +32,8 @@ def all_ops(name: str, values: np.ndarray, before: np.ndarray, copy: np.ndarray)
 def instruction_sets() -> list[str]:
     from optrace.trace import _kernel
 
-    best = _kernel.instructions()
-    return ["plain", "avx2", "avx512"][: ["plain", "avx2", "avx512"].index(best) + 1]
+    names = ["plain", "avx2", "avx512"]
+    return names[: names.index(_kernel.instructions()) + 1]
 
 
 @needs_c
@@ -112,6 +112,22 @@ def test_results_do_not_depend_on_threads(name):
         results.append(run(jobs, 2 * len(jobs), threads).tobytes())
         assert [c.tobytes() for c in copies] == [values.tobytes() for values, _ in tensors]
     assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("offset", [0, 1, 16])
+def test_large_copies_arrive_whole(offset):
+    values = tensor("float32", 1_500_001)
+    store = np.zeros(values.nbytes + 64, dtype=np.uint8)
+    copy = store[offset:][: values.nbytes]
+    for threads in (1, 3):
+        store.fill(0)
+        made = job(m.COPY, "float32", values)
+        made["b"] = copy.ctypes.data
+        row = run(made, 1, threads)[0]
+        assert copy.tobytes() == values.tobytes()
+        assert not store[:offset].any()
+        assert not store[offset + values.nbytes :].any()
+        assert int(row["fingerprint"]) % 2**64 == m.fingerprint(values)
 
 
 def test_torch_keeps_its_threads_and_no_thread_stays():
