@@ -6,30 +6,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optrace.reference.adadelta import Adadelta as Adadelta
+    from optrace.reference.adagrad import Adagrad as Adagrad
+    from optrace.reference.adam import Adam as Adam
+    from optrace.reference.adamax import Adamax as Adamax
+    from optrace.reference.adamw import AdamW as AdamW
     from optrace.reference.arithmetic import rounding as rounding
+    from optrace.reference.asgd import ASGD as ASGD
+    from optrace.reference.nadam import NAdam as NAdam
     from optrace.reference.optimizer import Optimizer as Optimizer
     from optrace.reference.parameter import Parameter as Parameter
-    from optrace.reference.parameter import SparseGrad as SparseGrad
+    from optrace.reference.radam import RAdam as RAdam
+    from optrace.reference.rmsprop import RMSprop as RMSprop
+    from optrace.reference.rprop import Rprop as Rprop
     from optrace.reference.rule import RULES as RULES
     from optrace.reference.rule import Rule as Rule
     from optrace.reference.sgd import SGD as SGD
+    from optrace.reference.sparse import SparseGrad as SparseGrad
+    from optrace.reference.sparseadam import SparseAdam as SparseAdam
 
 _HOME = {
-    "RULES": "rule",
-    "SGD": "sgd",
+    "ASGD": "asgd",
+    "Adadelta": "adadelta",
+    "Adagrad": "adagrad",
+    "Adam": "adam",
+    "AdamW": "adamw",
+    "Adamax": "adamax",
+    "NAdam": "nadam",
     "Optimizer": "optimizer",
     "Parameter": "parameter",
+    "RAdam": "radam",
+    "RMSprop": "rmsprop",
+    "RULES": "rule",
+    "Rprop": "rprop",
     "Rule": "rule",
-    "SparseGrad": "parameter",
+    "SGD": "sgd",
+    "SparseAdam": "sparseadam",
+    "SparseGrad": "sparse",
     "rounding": "arithmetic",
 }
 
 __all__ = [
+    "ASGD",
     "RULES",
     "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
     "Optimizer",
     "Parameter",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
     "Rule",
+    "SparseAdam",
     "SparseGrad",
     "rounding",
 ]

@@ -202,9 +202,7 @@ def add(a: Array, b: Array, alpha: Scalar = 1) -> Array:
     """`a + alpha*b`: torch's `a.add(b, alpha=alpha)`."""
     if np.iscomplexobj(a):
         return np.asarray(a + _times(b, alpha))
-    if alpha == 1:
-        return np.asarray(a + b)
-    if current().fma:
+    if abs(alpha) != 1 and current().fma:
         return fma(b, _like(alpha, a), a)
     return np.asarray(a + _like(alpha, a) * b)
 
@@ -272,3 +270,31 @@ def _add_scalar(a: Array, alpha: Scalar) -> Array:
 def sqrt(a: Array) -> Array:
     """The square root: `np.sqrt`, or what `rounding(sqrt=...)` says."""
     return np.asarray(current().sqrt(a))
+
+
+@_operation
+def maximum(a: Array, b: Array) -> Array:
+    """The larger of each pair; NaN where either is."""
+    return np.maximum(a, b)
+
+
+@_operation
+def absolute(a: Array) -> Array:
+    """`|a|`."""
+    return np.abs(a)
+
+
+def view_as_real(a: Array) -> Array:
+    """A complex array as a real one with a last dimension of 2, real and imaginary part; a real one as it is."""
+    if not np.iscomplexobj(a):
+        return a
+    return np.stack([a.real, a.imag], axis=-1)
+
+
+def view_as_complex(a: Array, like: Array) -> Array:
+    """Undo `view_as_real(like)`: complex again if `like` is, else as it is."""
+    if not np.iscomplexobj(like):
+        return a
+    result = np.empty(a.shape[:-1], like.dtype)
+    result.real, result.imag = a[..., 0], a[..., 1]
+    return result

@@ -11,8 +11,9 @@ import numpy as np
 
 from optrace.errors import OptionError
 from optrace.reference.arithmetic import Array
-from optrace.reference.parameter import SparseGrad, as_array, grad_of, is_parameter, values_of
+from optrace.reference.parameter import as_array, grad_of, is_parameter, values_of
 from optrace.reference.rule import Rule
+from optrace.reference.sparse import SparseGrad
 
 _ONE_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
@@ -123,7 +124,7 @@ class Optimizer:
                     grad[...] = 0
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; `closure` recomputes the loss first, and its result is returned."""
+        """Update every parameter that has a gradient; `closure` recomputes the loss first and gives the result."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             hyper = hyper_of(group)
@@ -236,3 +237,13 @@ def check_option(name: str, value: Any, valid: bool, wanted: str) -> None:
     """
     if not valid:
         raise OptionError(f"invalid {name}: {value!r}; it must be {wanted}")
+
+
+def check_betas(betas: Any) -> None:
+    """Refuse decay rates of running averages outside [0, 1).
+
+    Raises:
+        OptionError: one of the two is; says which.
+    """
+    for index in (0, 1):
+        check_option(f"beta at index {index}", betas[index], 0 <= betas[index] < 1, "at least 0 and below 1")

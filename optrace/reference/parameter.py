@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from optrace.reference.arithmetic import Array
+from optrace.reference.sparse import SparseGrad
 
 
 class Parameter:
@@ -26,37 +26,6 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter(shape={self.data.shape}, dtype={self.data.dtype})"
-
-
-@dataclass(frozen=True)
-class SparseGrad:
-    """A gradient of which only some rows were computed, as `nn.Embedding(sparse=True)` makes them.
-
-    Attributes:
-        indices: int64 of shape (sparse_dims, nnz): where each value lies along the first sparse_dims dimensions.
-        values: shape (nnz, *shape[sparse_dims:]).
-        shape: the parameter's shape.
-    """
-
-    indices: Array
-    values: Array
-    shape: tuple[int, ...]
-
-    def coalesce(self) -> SparseGrad:
-        """The same gradient with every place once, in row-major order; values of one place are added in their order."""
-        dims = self.shape[: len(self.indices)]
-        flat = np.ravel_multi_index(tuple(self.indices), dims) if dims else np.zeros(len(self.values), np.int64)
-        places, inverse = np.unique(flat, return_inverse=True)
-        values = np.zeros((len(places), *self.values.shape[1:]), self.values.dtype)
-        np.add.at(values, inverse, self.values)
-        indices = np.array(np.unravel_index(places, dims), np.int64) if dims else np.zeros((0, len(places)), np.int64)
-        return SparseGrad(indices, values, self.shape)
-
-    def dense(self) -> Array:
-        """The gradient as an ordinary array, zero where nothing was computed."""
-        array = np.zeros(self.shape, self.values.dtype)
-        np.add.at(array, tuple(self.indices), self.values)
-        return array
 
 
 def is_parameter(thing: object) -> bool:
@@ -85,7 +54,8 @@ def grad_of(parameter: Any) -> Array | SparseGrad | None:
         return grad
     if getattr(grad, "is_sparse", False):
         grad = grad.detach()
-        return SparseGrad(as_array(grad._indices()), as_array(grad._values()), tuple(grad.shape))
+        indices, values = as_array(grad._indices()), as_array(grad._values())
+        return SparseGrad(indices, values, tuple(grad.shape), coalesced=grad.is_coalesced())
     return as_array(grad)
 
 

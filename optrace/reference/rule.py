@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from optrace.errors import OptraceError
 from optrace.reference.arithmetic import Array
 
@@ -41,7 +43,20 @@ class Rule:
 
 RULES: dict[str, Rule]  # built on first use, by __getattr__
 
-_MODULES = ("sgd",)
+_MODULES = (
+    "sgd",
+    "adam",
+    "adamw",
+    "adamax",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "asgd",
+    "rprop",
+    "sparseadam",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -65,3 +80,9 @@ def rule(name: str) -> Rule:
         near = difflib.get_close_matches(name.lower(), rules, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(rules))}"
         raise OptraceError(f"no reference rule is called {name!r}; {advice}") from None
+
+
+def counted(state: State) -> dict[str, Array]:
+    """A copy of the state whose `step` is one higher (in its own dtype: a float32 counter stops at 2**24)."""
+    count = state["step"]
+    return {**state, "step": np.asarray(count + count.dtype.type(1))}

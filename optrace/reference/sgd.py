@@ -9,7 +9,9 @@ import numpy as np
 
 from optrace.reference.arithmetic import Array, add, mul, neg
 from optrace.reference.optimizer import Optimizer, check_option
+from optrace.reference.parameter import values_of
 from optrace.reference.rule import Hyper, Rule, State
+from optrace.reference.sparse import SparseGrad, scatter_add
 
 
 def step(param: Array, grad: Array | None, state: State, hyper: Hyper) -> tuple[Array, State]:
@@ -100,6 +102,7 @@ class SGD(Optimizer):
     """
 
     rule = RULE
+    takes_sparse = True
 
     def __init__(
         self,
@@ -138,3 +141,12 @@ class SGD(Optimizer):
                 "fused": fused,
             },
         )
+
+    def _update(self, parameter: Any, grad: Array | SparseGrad, hyper: Hyper) -> None:
+        if not isinstance(grad, SparseGrad):
+            super()._update(parameter, grad, hyper)
+            return
+        if hyper["momentum"] != 0 or hyper["weight_decay"] != 0:
+            raise RuntimeError("sparse gradients go without momentum and weight_decay: set both to 0")
+        theta = values_of(parameter)
+        theta[...] = scatter_add(theta, grad, alpha=hyper["lr"] if hyper["maximize"] else -hyper["lr"])
