@@ -1,0 +1,115 @@
+"""The switched rules are torch's where no switch is thrown, and every variant is a mistake that shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from optrace.reference.families import FAMILIES
+from optrace.reference.variants import VARIANTS
+
+TORCH = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+OPTIONS = {
+    "sgd": [
+        {"lr": 0.1},
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "maximize": True},
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    ],
+    "adam": [
+        {"lr": 0.1, "weight_decay": 0.1, "eps": 1e-3},
+        {"lr": 0.1, "amsgrad": True, "betas": (0.8, 0.9), "maximize": True},
+        {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    "adamw": [{"lr": 0.1, "weight_decay": 0.3, "eps": 1e-3}, {"lr": 0.1, "amsgrad": True, "betas": (0.8, 0.9)}],
+    "rmsprop": [
+        {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "eps": 1e-3},
+        {"lr": 0.01, "centered": True, "alpha": 0.9, "eps": 1e-2},
+    ],
+    "adagrad": [{"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "eps": 1e-3, "initial_accumulator_value": 0.1}],
+}
+ALL = [(rule, options) for rule, many in OPTIONS.items() for options in many]
+GRADS = [
+    np.array(g) * s for s, g in zip([1, 3, 0.01, 0.1, 2, 1], np.random.default_rng(5).normal(size=(6, 9)), strict=True)
+]
+
+RATES = [1, 1, 0.5, 0.5, 2, 2]
+
+
+def torch_run(rule, options):
+    """Parameters and state after each step, and the options that torch's group held."""
+    p = torch.linspace(-1, 1.3, 9, dtype=torch.float64).requires_grad_()
+    optimizer = TORCH[rule]([p], foreach=False, **options)
+    outs = []
+    hyper = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    for step, g in enumerate(GRADS):
+        optimizer.param_groups[0]["lr"] = hyper["lr"] * RATES[step]
+        p.grad = torch.tensor(g)
+        optimizer.step()
+        state = {k: v.detach().numpy().copy() for k, v in optimizer.state[p].items() if v is not None}
+        outs.append((p.detach().numpy().copy(), {k: v.copy() for k, v in state.items()}))
+    return outs, hyper
+
+
+def own_run(step, hyper):
+    p, state, outs = np.linspace(-1, 1.3, 9), {}, []
+    for g, rate in zip(GRADS, RATES, strict=True):
+        p, state = step(p, g, state, hyper | {"lr": hyper["lr"] * rate})
+        outs.append((p, state))
+    return outs
+
+
+@pytest.mark.parametrize(("rule", "options"), ALL)
+def test_without_a_switch_a_family_is_torch(rule, options):
+    expected, hyper = torch_run(rule, options)
+    got = own_run(lambda *a: FAMILIES[rule](*a, {}), hyper)
+    for (p, state), (want_p, want_state) in zip(got, expected, strict=True):
+        np.testing.assert_allclose(p, want_p, rtol=1e-13, atol=1e-15)
+        for key in want_state:
+            np.testing.assert_allclose(state[key], want_state[key], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("rule", sorted(VARIANTS))
+def test_each_variant_differs_from_torch_and_from_the_others_under_some_options(rule):
+    unseen = {v.name for v in VARIANTS[rule]} - {"none-as-zero"}
+    signatures = {}
+    for options in OPTIONS[rule]:
+        expected, hyper = torch_run(rule, options)
+        end = expected[-1][0]
+        for variant in VARIANTS[rule]:
+            out = own_run(variant.step, hyper)[-1][0]
+            if not np.allclose(out, end, rtol=1e-9, atol=0, equal_nan=True):
+                unseen.discard(variant.name)
+            signatures.setdefault(variant.name, []).append(out.tobytes())
+    assert not unseen
+    names = [n for n in signatures if n != "none-as-zero"]
+    assert len({tuple(signatures[n]) for n in names}) == len(names)
+
+
+def test_none_as_zero_moves_what_torch_skips():
+    variant = next(v for v in VARIANTS["sgd"] if v.name == "none-as-zero")
+    hyper = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "dampening": 0, "nesterov": False, "maximize": False}
+    p, _ = variant.step(np.ones(3), None, {}, hyper)
+    assert (p == 0.99).all()
+
+
+def test_words_hold_the_options_numbers():
+    average = next(v for v in VARIANTS["sgd"] if v.name == "average")
+    does, torch_does, mend = average.words({"lr": 0.1, "momentum": 0.9})
+    assert does == "averages the gradient, buf = 0.9*buf + 0.1*g"
+    assert torch_does == "sums it, buf = 0.9*buf + g"
+    assert mend == "drop the factor (1 - momentum)"
+
+
+def test_every_variant_is_worded_for_every_option_set():
+    for rule, options in ALL:
+        hyper = torch_run(rule, options)[1]
+        for variant in VARIANTS[rule]:
+            assert all(text and "{" not in text for text in variant.words(hyper))
