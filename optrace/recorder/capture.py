@@ -1,0 +1,500 @@
+"""Measures one optimizer's step: what the rule is given before it runs, and what it made of it after."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from optrace.recorder import hyper, whole
+from optrace.recorder.inventory import Inventory
+from optrace.recorder.jobs import Rows, measure_now
+from optrace.recorder.memory import Budget, Copies
+from optrace.recorder.names import ParamNames
+from optrace.recorder.plans import AfterPlan, BeforePlan, Label, Located, StateLabel, make_label
+from optrace.recorder.selection import Quantities
+from optrace.recorder.settings import Settings
+from optrace.recorder.state import Scalars, leaves, locate_leaf
+from optrace.recorder.tensors import NOTHING, Found, Kind, Unmeasurable, locate, quiet_torch
+from optrace.trace.writer import TensorLayout
+
+Tell = Callable[..., None]
+Present = npt.NDArray[np.bool_]
+Options = list[dict[str, hyper.Scalar]]
+
+_LAYOUTS = 64
+_NO_FINGERPRINTS: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+
+@dataclass
+class Finished:
+    """One step, ready to be written."""
+
+    groups: list[tuple[int, dict[str, hyper.Scalar]]]
+    tensors: tuple[TensorLayout, Rows, Present] | None
+    values: whole.Values
+    keep: list[Any]
+    """What the values lie in."""
+
+
+@dataclass
+class _Last:
+    """Fingerprints in the last recorded rows, of parameters or of state: they tell what changed between two steps."""
+
+    labels: list[Any] = field(default_factory=list)
+    kinds: list[Kind] = field(default_factory=list)
+    fingerprints: npt.NDArray[np.int64] = field(default_factory=lambda: _NO_FINGERPRINTS)
+
+    def changed(self, labels: list[Any], kinds: list[Kind], fingerprints: npt.NDArray[np.int64]) -> list[int]:
+        """Positions of `labels` that were not there, or whose values or dtype are not what they were."""
+        if labels == self.labels and kinds == self.kinds:
+            return [] if (fingerprints == self.fingerprints).all() else _where(fingerprints != self.fingerprints)
+        now = zip(labels, kinds, fingerprints.tolist(), strict=True)
+        known = dict(zip(self.labels, zip(self.kinds, self.fingerprints.tolist(), strict=True), strict=True))
+        return [i for i, (label, kind, value) in enumerate(now) if known.get(label) != (kind, value)]
+
+    def lost(self, labels: list[Any]) -> list[Any]:
+        """Labels that had values and have none."""
+        if labels == self.labels:
+            return []
+        present = set(labels)
+        return [label for label in self.labels if label not in present]
+
+
+@dataclass
+class _State:
+    """The measurable leaves of an optimizer's state."""
+
+    labels: list[StateLabel]
+    things: list[Any]
+    located: Located
+
+
+@dataclass
+class _Gradients:
+    """The gradients that the rule was given, measured."""
+
+    located: Located
+    rows: Rows
+    present: Present
+    values: whole.Values
+
+
+@dataclass
+class _Extra:
+    """Rows that only some steps have: `param_in`, `state_in.<key>`."""
+
+    labels: list[Label] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+    values: whole.Values = field(default_factory=dict)
+    rows: Rows | None = None
+
+
+@dataclass
+class _Running:
+    """What is known between the hooks before and after a step."""
+
+    params: list[torch.Tensor]
+    located: Located
+    options: Options
+    gradients: _Gradients
+    extra: _Extra
+    scale: torch.Tensor | None
+    keyframe: bool
+    keep: list[Any]
+
+
+class Capture:
+    """The recording of one optimizer; `before` and `after` bracket each recorded step."""
+
+    def __init__(self, index: int, settings: Settings, names: ParamNames, budget: Budget, tell: Tell) -> None:
+        """`tell(what, line=None, **data)` says something in the trace, and on stderr if there is a line."""
+        self.index = index
+        self.inventory = Inventory(index, names, settings.params)
+        self.params_changed = False
+        """Whether the table `params` must be written again."""
+        self._settings = settings
+        self._whole = settings.values in ("grad", "full")
+        self._wanted = Quantities(settings.quantities)
+        self._tell = tell
+        self._copies = Copies(budget)
+        self._scalars = Scalars()
+        self._before: BeforePlan | None = None
+        self._after: AfterPlan | None = None
+        self._after_labels: tuple[list[StateLabel], list[tuple[int, str]]] = ([], [])
+        self._layouts: dict[tuple[Label, ...], TensorLayout] = {}
+        self._layout: TensorLayout | None = None
+        self._last_params = _Last()
+        self._last_state = _Last()
+        self._group_keys: list[tuple[int, str]] = []
+        self._running: _Running | None = None
+        self._told: set[str] = set()
+
+    @property
+    def held(self) -> int:
+        """Bytes held for copies of parameters."""
+        return self._copies.held
+
+    def release(self) -> None:
+        """Give memory back: the optimizer is gone."""
+        self._running = self._before = self._after = None
+        self._copies.release()
+
+    def params_table(self, optimizer_class: str) -> list[dict[str, Any]]:
+        """The rows of the table `params`."""
+        return self.inventory.rows(optimizer_class)
+
+    # ---- step 0 ----
+
+    def world(self, optimizer: Any) -> Finished:
+        """Step 0: every parameter and the state that exists, before the optimizer's first step."""
+        keep: list[Any] = []
+        self._scalars.clear()
+        params, located = self._locate_params(optimizer, keep)
+        state = self._locate_state(optimizer, params, keep)
+        labels = self._param_labels("param", located.numels, located.kinds) if self._wanted.param else []
+        split = len(labels)
+        labels += self._state_labels("state", state)
+        rows = measure_now([*(located if split else ()), *state.located], torch.get_num_threads())
+        self._remember(located, rows["fingerprint"][:split], state, rows["fingerprint"][split:])
+        for group in optimizer.param_groups:
+            for option in hyper.unread_options(group):
+                self._tell_once("option not recorded", option)
+        values: whole.Values = {}
+        if self._whole:
+            values = whole.copied(self._whole_params("param", params, located) | self._whole_state("state", state))
+        tensors = (self._layout_of(labels), rows, np.ones(len(labels), np.bool_)) if labels else None
+        return Finished([], tensors, values, [])
+
+    # ---- before the rule ----
+
+    def before(self, optimizer: Any, step: int, scale: torch.Tensor | None) -> None:
+        """Measure what the rule is given. `scale`: the gradients are so many times too large (a fused step's)."""
+        keep: list[Any] = []
+        self._scalars.clear()
+        options: Options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
+        wanted, threads = self._wanted, torch.get_num_threads()
+        params, located = self._locate_params(optimizer, keep)
+        grads = self._locate_grads(params, keep, scale)
+        state = self._locate_state(optimizer, params, keep)
+        copies = None
+        if wanted.update:
+            if self._copies.fit(located) and self._copies.missing:
+                self._say_short_of_memory()
+            copies = self._copies.addresses
+        plan = self._before
+        if plan is None or not plan.fits(grads, located, state.located, copies):
+            plan = self._before = BeforePlan(grads, located, state.located, copies, wanted.param)
+        plan.run(grads, located, state.located, threads)
+        gradients = _Gradients(grads, plan.grad_rows, plan.present, self._whole_grads(params, grads))
+        extra = self._edited(params, located, state, plan, threads)
+        keyframe = self._settings.values == "full" or (self._whole and step % whole.KEYFRAME == 0)
+        self._running = _Running(params, located, options, gradients, extra, scale, keyframe, keep)
+
+    def evaluated(self) -> None:
+        """Measure the gradients anew: a closure has just evaluated them."""
+        running = self._running
+        if running is None or not self._wanted.grad:
+            return
+        keep: list[Any] = []
+        grads = self._locate_grads(running.params, keep, running.scale)
+        rows = measure_now(list(grads), torch.get_num_threads())
+        present = np.array([kind is not None for kind in grads.kinds], np.bool_)
+        running.gradients = _Gradients(grads, rows, present, self._whole_grads(running.params, grads))
+
+    def forget(self) -> None:
+        """Drop a step that did not come to its end."""
+        self._running = None
+
+    # ---- after the rule ----
+
+    def after(self, optimizer: Any) -> Finished:
+        """Measure what the rule made of it; RuntimeError if `before` was not called."""
+        running, self._running = self._running, None
+        if running is None or self._before is None:
+            raise RuntimeError("a step ended that had not begun")
+        keep: list[Any] = []
+        wanted = self._wanted
+        self._scalars.clear()
+        located = Located.of([locate(param, keep) for param in running.params])
+        if any(isinstance(kind, Unmeasurable) for kind in located.kinds):
+            raise RuntimeError("the values of a parameter went out of reach during step()")
+        state = self._locate_state(optimizer, running.params, keep)
+        scalars = self._locate_group_numbers(optimizer, running.options)
+        copies = self._copies.addresses if wanted.update else None
+        grads = running.gradients.located
+        plan = self._after
+        if (
+            plan is None
+            or self._layout is None
+            or self._after_labels != (state.labels, self._group_keys)
+            or not plan.fits(running.located, grads, located, state.located, scalars, copies)
+        ):
+            plan = self._after = self._plan_after(running, grads, located, state, scalars, copies)
+        plan.run(
+            (running.gradients.rows, running.gradients.present),
+            located,
+            state.located,
+            scalars,
+            self._before.param_rows,
+            torch.get_num_threads(),
+        )
+        self._remember(located, plan.param_fingerprints, state, plan.state_fingerprints)
+        values: whole.Values = {}
+        if self._whole:
+            values = running.gradients.values | running.extra.values
+            if running.keyframe:
+                values |= self._whole_params("param", running.params, located) | self._whole_state("state", state)
+        tensors = self._tensors(plan, running.extra)
+        return Finished(list(enumerate(running.options)), tensors, values, keep)
+
+    def _plan_after(
+        self,
+        running: _Running,
+        grads: Located,
+        located: Located,
+        state: _State,
+        scalars: Located,
+        copies: list[int | None] | None,
+    ) -> AfterPlan:
+        wanted = self._wanted
+        group_labels = [
+            make_label(group, "", f"group.{key}", numel, kind)
+            for (group, key), (_, numel, kind) in zip(self._group_keys, scalars, strict=True)
+        ]
+        self._after_labels = (list(state.labels), list(self._group_keys))
+        plan = AfterPlan(
+            self._param_labels,
+            self._state_labels("state", state),
+            group_labels,
+            running.located,
+            grads,
+            located,
+            state.located,
+            scalars,
+            copies,
+            (wanted.grad, wanted.update, wanted.param),
+        )
+        self._layout = self._layout_of(plan.labels)
+        return plan
+
+    def _tensors(self, plan: AfterPlan, extra: _Extra) -> tuple[TensorLayout, Rows, Present] | None:
+        """The step's rows with their layout; None when there are none."""
+        layout, rows, present = self._layout, plan.rows, plan.present
+        if extra.labels:
+            layout = self._layout_of(plan.labels + extra.labels)
+            assert extra.rows is not None
+            rows = np.concatenate([rows, extra.rows])
+            there = np.array([found[2] is not None for found in extra.found], np.bool_)
+            present = np.concatenate([present, there])
+        if layout is None or not len(layout):
+            return None
+        if self._settings.values == "none":
+            rows["sample"] = np.nan
+        return layout, rows, present
+
+    # ---- edits between two steps ----
+
+    def _edited(
+        self, params: list[torch.Tensor], located: Located, state: _State, plan: BeforePlan, threads: int
+    ) -> _Extra:
+        """`param_in` and `state_in` of what is not, bit for bit, as the last recorded rows have it."""
+        extra = _Extra()
+        names, groups = self.inventory.names, self.inventory.groups
+        if self._wanted.param:
+            for i in self._last_params.changed(list(names), located.kinds, plan.param_fingerprints):
+                if self._wanted.param_in:
+                    _, numel, kind = located[i]
+                    extra.labels.append(make_label(groups[i], names[i], "param_in", numel, kind))
+                    extra.found.append(located[i])
+                    if self._whole:
+                        extra.values |= whole.view_of(f"{self.index}/param_in/{names[i]}", params[i], located[i])
+        labels = self._named(state.labels)
+        for i in self._last_state.changed(labels, state.located.kinds, plan.state_fingerprints):
+            index, key = state.labels[i]
+            if self._wanted.has(f"state_in.{key}"):
+                _, numel, kind = state.located[i]
+                label = make_label(self._group_of(index), labels[i][0], f"state_in.{key}", numel, kind)
+                extra.labels.append(label)
+                extra.found.append(state.located[i])
+                if self._whole:
+                    name = f"{self.index}/state_in.{key}/{labels[i][0]}"
+                    extra.values |= whole.view_of(name, state.things[i], state.located[i])
+        for name, key in self._last_state.lost(labels):
+            if name in names and self._wanted.has(f"state_in.{key}"):
+                extra.labels.append((groups[names.index(name)], name, f"state_in.{key}", "float32", 0))
+                extra.found.append(NOTHING)
+        if extra.labels:
+            extra.rows = measure_now(extra.found, threads)
+            extra.values = whole.copied(extra.values)
+        return extra
+
+    def _remember(
+        self,
+        located: Located,
+        params: npt.NDArray[np.int64],
+        state: _State,
+        state_fingerprints: npt.NDArray[np.int64],
+    ) -> None:
+        """Keep the fingerprints of the rows that have just been recorded."""
+        if self._wanted.param:
+            self._last_params = _Last(list(self.inventory.names), located.kinds, params.copy())
+        last = self._last_state
+        if len(last.labels) == len(state.labels) and last.labels == self._named(state.labels):
+            last.kinds, last.fingerprints = state.located.kinds, state_fingerprints.copy()
+        else:
+            self._last_state = _Last(self._named(state.labels), state.located.kinds, state_fingerprints.copy())
+
+    def _named(self, labels: list[StateLabel]) -> list[tuple[str, str]]:
+        names = self.inventory.names
+        return [(names[index] if index >= 0 else "", key) for index, key in labels]
+
+    # ---- where things lie ----
+
+    def _locate_params(self, optimizer: Any, keep: list[Any]) -> tuple[list[torch.Tensor], Located]:
+        while True:
+            params, changed = self.inventory.current(optimizer)
+            located = Located.of([locate(param, keep) for param in params])
+            blind = {
+                name: kind.reason
+                for name, kind in zip(self.inventory.names, located.kinds, strict=True)
+                if isinstance(kind, Unmeasurable)
+            }
+            if changed or (self._before is not None and not self._before.has_params(located)):
+                self.params_changed = True
+                self._before = self._after = self._layout = None
+                self._layouts.clear()
+            if not blind:
+                return params, located
+            for name, reason in blind.items():
+                self._tell_once("parameter not recorded", f"{name}: {reason}")
+            self.inventory.leave_out(blind)
+
+    def _locate_grads(self, params: list[torch.Tensor], keep: list[Any], scale: torch.Tensor | None) -> Located:
+        if not self._wanted.grad:
+            return Located([], [], [])
+        found: list[Found] = []
+        for param in params:
+            grad = param.grad if param.is_leaf or param.retains_grad else _grad_of_inner(param)
+            if grad is None:
+                found.append(NOTHING)
+                continue
+            if scale is not None:
+                with quiet_torch():
+                    grad = grad.detach() / scale.to(grad.device)
+                keep.append(grad)
+            one = locate(grad, keep)
+            if isinstance(one[2], Unmeasurable):
+                self._tell_once("gradient not recorded", one[2].reason)
+                one = NOTHING
+            found.append(one)
+        return Located.of(found)
+
+    def _locate_state(self, optimizer: Any, params: list[torch.Tensor], keep: list[Any]) -> _State:
+        labels: list[StateLabel] = []
+        things: list[Any] = []
+        located: list[Found] = []
+        has = self._wanted.has
+        for index, key, thing in leaves(optimizer.state, params):
+            if not has(f"state.{key}"):
+                continue
+            found = locate_leaf(thing, self._scalars, keep)
+            if isinstance(found[2], Unmeasurable):
+                self._tell_once("state not recorded", f"{key}: {found[2].reason}")
+                continue
+            labels.append((index, key))
+            things.append(thing)
+            located.append(found)
+        return _State(labels, things, Located.of(located))
+
+    def _locate_group_numbers(self, optimizer: Any, before: Options) -> Located:
+        """Numbers of the groups that `step()` wrote, in this step or an earlier one."""
+        after: Options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
+        if after != before:
+            for group, (old, new) in enumerate(zip(before, after, strict=False)):
+                for key in hyper.written_by_step(old, new):
+                    if (group, key) not in self._group_keys and self._wanted.has(f"group.{key}"):
+                        self._group_keys.append((group, key))
+        if not self._group_keys:
+            return Located([], [], [])
+        numbers = [
+            (group, key, after[group].get(key) if group < len(after) else None) for group, key in self._group_keys
+        ]
+        numbers = [(group, key, value) for group, key, value in numbers if isinstance(value, float | int)]
+        self._group_keys = [(group, key) for group, key, _ in numbers]
+        return Located.of([self._scalars.place(value) for _, _, value in numbers])  # type: ignore[arg-type]
+
+    # ---- names of rows, whole values, words ----
+
+    def _group_of(self, index: int) -> int:
+        return self.inventory.groups[index] if index >= 0 else -1
+
+    def _param_labels(self, quantity: str, numels: Sequence[int], kinds: Sequence[Kind]) -> list[Label]:
+        rows = zip(self.inventory.groups, self.inventory.names, numels, kinds, strict=True)
+        return [make_label(group, name, quantity, numel, kind) for group, name, numel, kind in rows]
+
+    def _state_labels(self, quantity: str, state: _State) -> list[Label]:
+        rows = zip(state.labels, self._named(state.labels), state.located, strict=True)
+        return [
+            make_label(self._group_of(index), name, f"{quantity}.{key}", numel, kind)
+            for (index, key), (name, _), (_, numel, kind) in rows
+        ]
+
+    def _layout_of(self, labels: list[Label]) -> TensorLayout:
+        key = tuple(labels)
+        layout = self._layouts.get(key)
+        if layout is None:
+            if len(self._layouts) >= _LAYOUTS:
+                self._layouts.clear()
+            columns = list(zip(*labels, strict=True)) or [()] * 5
+            layout = self._layouts[key] = TensorLayout(self.index, *columns)
+        return layout
+
+    def _whole_params(self, quantity: str, params: list[torch.Tensor], located: Located) -> whole.Values:
+        if not self._wanted.has(quantity):
+            return {}
+        keys = [f"{self.index}/{quantity}/{name}" for name in self.inventory.names]
+        return whole.views_of(keys, params, located)
+
+    def _whole_state(self, quantity: str, state: _State) -> whole.Values:
+        labels = zip(state.labels, self._named(state.labels), strict=True)
+        keys = [f"{self.index}/{quantity}.{key}/{name}" for (_, key), (name, _) in labels]
+        return whole.views_of(keys, state.things, state.located)
+
+    def _whole_grads(self, params: list[torch.Tensor], grads: Located) -> whole.Values:
+        """Copies of the gradients: the rule may overwrite them."""
+        if not self._whole or not grads:
+            return {}
+        keys = [f"{self.index}/grad/{name}" for name in self.inventory.names]
+        return whole.copied(whole.views_of(keys, params, grads))
+
+    def _tell_once(self, what: str, which: str) -> None:
+        if f"{what} {which}" not in self._told:
+            self._told.add(f"{what} {which}")
+            self._tell(what, which=which)
+
+    def _say_short_of_memory(self) -> None:
+        count = sum(address is None for address in self._copies.addresses)
+        self._tell(
+            "memory",
+            f"updates of {count} parameters come from samples: copies of {self._copies.missing} bytes more would pass "
+            "the memory bound (--memory)",
+            sampled=[name for name, at in zip(self.inventory.names, self._copies.addresses, strict=True) if at is None],
+        )
+
+
+def _where(mask: npt.NDArray[np.bool_]) -> list[int]:
+    positions: list[int] = np.flatnonzero(mask).tolist()
+    return positions
+
+
+def _grad_of_inner(param: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a parameter that is no leaf (a differentiable optimizer's), without torch's warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return param.grad

@@ -1,0 +1,172 @@
+"""Sees every optimizer step through torch's global hooks, last before the rule and first after it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from threading import get_ident as _thread
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+Replaced = tuple[tuple[Any, ...], dict[str, Any]] | None
+"""What torch lets a pre-hook return: other arguments for `step()`."""
+
+KEY = "optrace"
+"""Under this key our instance hooks stand in an optimizer's dicts of hooks, for the length of a step only.
+
+They are put there by the global pre-hook, so that they come after whatever instance hooks the program has, and are
+gone after the step, so that copies and pickles of the optimizer never hold them."""
+
+
+class Watcher(Protocol):
+    """What sees the steps: the recording of a process."""
+
+    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
+        """The rule is about to run; `args` begins with the optimizer."""
+
+    def after_step(self, optimizer: Any) -> None:
+        """The rule has run."""
+
+    def step_raised(self, optimizer: Any) -> None:
+        """The step that was begun last never came to its end."""
+
+
+class _Open:
+    """A step that has begun: how deep its calls of `step()` are nested, and where they run."""
+
+    __slots__ = ("depth", "measured", "optimizer", "thread")
+
+    def __init__(self, optimizer: Any, thread: int) -> None:
+        self.optimizer = optimizer  # strong: the step holds it anyway, and its id must stay its own
+        self.thread = thread
+        self.depth = 1
+        self.measured = False
+
+
+class StepHooks:
+    """The hooks of one recording, from `install` to `remove`."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._open: dict[int, _Open] = {}
+        self._handles: list[Any] = []
+
+    def install(self) -> None:
+        """Put the global hooks on."""
+        if not self._handles:
+            self._handles = [
+                register_optimizer_step_pre_hook(_invisible(self._enter)),
+                register_optimizer_step_post_hook(_invisible(self._leave)),
+            ]
+            self._begin_hook = _invisible(self._begin)
+            self._end_hook = _invisible(self._end)
+
+    def remove(self) -> None:
+        """Take all hooks off; steps that have begun are forgotten."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for step in list(self._open.values()):
+            self._clean(step.optimizer)
+        self._open.clear()
+
+    def settle(self) -> None:
+        """Tell of every begun step that cannot be running any more: an exception ended it."""
+        for key, step in list(self._open.items()):
+            if step.thread == _thread() and not _calls(step.optimizer):
+                self._drop(key, step)
+
+    def _drop(self, key: int, step: _Open) -> None:
+        del self._open[key]
+        self._clean(step.optimizer)
+        self._watcher.step_raised(step.optimizer)
+
+    def _enter(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """First of the pre-hooks: puts ours behind the optimizer's own."""
+        step = self._open.get(id(optimizer))
+        if step is not None:
+            if step.thread != _thread():
+                return
+            if _calls(optimizer) > 1:  # a subclass called super().step()
+                step.depth += 1
+                return
+            self._drop(id(optimizer), step)
+        self._open[id(optimizer)] = _Open(optimizer, _thread())
+        before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+        before[KEY] = self._begin_hook
+        after[KEY] = self._end_hook
+        after.move_to_end(KEY, last=False)
+
+    def _begin(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
+        step = self._open.get(id(optimizer))
+        if step is None or step.measured or step.thread != _thread():
+            return None
+        step.measured = True
+        return self._watcher.before_step(optimizer, args, kwargs)
+
+    def _end(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        step = self._open.get(id(optimizer))
+        if step is None or step.depth > 1 or not step.measured or step.thread != _thread():
+            return
+        step.measured = False
+        try:
+            self._watcher.after_step(optimizer)
+        except BaseException:  # the recording ends the program: no later hook will run
+            self._forget(optimizer)
+            raise
+
+    def _leave(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Last of the post-hooks: takes ours away again."""
+        step = self._open.get(id(optimizer))
+        if step is None or step.thread != _thread():
+            return
+        step.depth -= 1
+        if step.depth == 0:
+            self._forget(optimizer)
+
+    def _forget(self, optimizer: Any) -> None:
+        self._open.pop(id(optimizer), None)
+        self._clean(optimizer)
+
+    @staticmethod
+    def _clean(optimizer: Any) -> None:
+        for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+            hooks.pop(KEY, None)
+
+
+def _calls(optimizer: Any) -> int:
+    """How many calls of the optimizer's `step()`, one inside the other, are running in this thread."""
+    count = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _OPTIMIZER_FILE and "wrapper" in code.co_name and _is_first_argument(optimizer, frame):
+            count += 1
+        frame = frame.f_back
+    return count
+
+
+def _is_first_argument(optimizer: Any, frame: FrameType) -> bool:
+    variables = frame.f_locals
+    args = variables.get("args")
+    return variables.get("self") is optimizer or (isinstance(args, tuple) and len(args) > 0 and args[0] is optimizer)
+
+
+_OPTIMIZER_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
+
+
+def _invisible(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, run as it is where `torch.compile` traces the call of `step()` around it.
+
+    `torch.compiler.disable` would import the compiler now, in programs that may never make an optimizer; torch's own
+    lazy form of it does so at the first step, when the optimizer's construction has imported it.
+    """
+
+    def plain(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return hook(optimizer, args, kwargs)
+
+    return _disable_dynamo(plain)

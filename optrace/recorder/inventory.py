@@ -1,0 +1,109 @@
+"""Which parameters of one optimizer are recorded: their names, groups and order, found again only when they change."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from optrace.recorder.names import ParamNames
+from optrace.recorder.tensors import dtype_name, placement_of
+
+
+class Inventory:
+    """The recorded parameters of an optimizer, each once, in the order of its groups; none is kept alive."""
+
+    def __init__(self, optimizer: int, names: ParamNames, globs: Sequence[str]) -> None:
+        """`optimizer` is its index; `globs` choose among the names (none: all)."""
+        self.optimizer = optimizer
+        self._all_names = names
+        self._globs = tuple(globs)
+        self._sizes: list[int] = []
+        self._refs: list[weakref.ref[torch.Tensor]] = []
+        self._chosen: list[int] = []
+        self._flags: list[bool] = []
+        self._all: list[str] = []
+        self._left_out: set[str] = set()
+        self.names: tuple[str, ...] = ()
+        """Name of each recorded parameter."""
+        self.groups: tuple[int, ...] = ()
+        """Group of each recorded parameter."""
+        self._indexes: tuple[int, ...] = ()
+
+    def current(self, optimizer: Any) -> tuple[list[torch.Tensor], bool]:
+        """The recorded parameters as they are now, and whether anything about the list has changed."""
+        groups = optimizer.param_groups
+        flat = [param for group in groups for param in group["params"]]
+        refs = self._refs
+        if (
+            len(flat) == len(refs)
+            and [len(group["params"]) for group in groups] == self._sizes
+            and all([ref() is param for ref, param in zip(refs, flat, strict=True)])
+        ):
+            params = [flat[i] for i in self._chosen] if len(self._chosen) != len(flat) else flat
+            flags = [param.requires_grad for param in params]
+            if flags == self._flags:
+                return params, False
+            self._flags = flags
+            return params, True
+        return self._renew(groups, flat), True
+
+    def _renew(self, groups: Sequence[Any], flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        known = {
+            id(param): name for ref, name in zip(self._refs, self._all, strict=True) if (param := ref()) is not None
+        }
+        names = self._all_names.name(self.optimizer, groups, known)
+        self._all = [names[id(param)] for param in flat]
+        self._refs = [weakref.ref(param) for param in flat]
+        self._sizes = [len(group["params"]) for group in groups]
+        places = [(number, index) for number, size in enumerate(self._sizes) for index in range(size)]
+        chosen: list[int] = []
+        seen: set[int] = set()
+        for position, param in enumerate(flat):
+            name = names[id(param)]
+            if id(param) not in seen and self._is_chosen(name):
+                seen.add(id(param))
+                chosen.append(position)
+        self._chosen = chosen
+        self.names = tuple(self._all[i] for i in chosen)
+        self.groups = tuple(places[i][0] for i in chosen)
+        self._indexes = tuple(places[i][1] for i in chosen)
+        params = [flat[i] for i in chosen]
+        self._flags = [param.requires_grad for param in params]
+        return params
+
+    def _is_chosen(self, name: str) -> bool:
+        wanted = not self._globs or any(fnmatchcase(name, glob) for glob in self._globs)
+        return wanted and name not in self._left_out
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Record these parameters no longer: their values are out of reach."""
+        self._left_out.update(names)
+        self._sizes = []  # have `current` look again
+
+    def rows(self, optimizer_class: str) -> list[dict[str, Any]]:
+        """The rows of the table `params` for the recorded parameters."""
+        return [
+            {
+                "optimizer": self.optimizer,
+                "optimizer_class": optimizer_class,
+                "group": group,
+                "index": index,
+                "param": name,
+                "shape": list(param.shape),
+                "stride": list(param.stride()) if param.layout is torch.strided else [],
+                "dtype": dtype_name(param.dtype),
+                "device": str(param.device),
+                "numel": param.numel(),
+                "placement": placement_of(param),
+                "requires_grad": param.requires_grad,
+            }
+            for name, group, index, param in zip(self.names, self.groups, self._indexes, self._live(), strict=True)
+            if param is not None
+        ]
+
+    def _live(self) -> list[torch.Tensor | None]:
+        return [self._refs[i]() for i in self._chosen]

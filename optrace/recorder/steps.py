@@ -1,0 +1,294 @@
+"""Decides what each call of an optimizer's `step()` is (a step, a skipped one, none) and has it recorded."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import wraps
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optrace.recorder.capture import Capture, Finished
+from optrace.recorder.context import read_scalar
+from optrace.recorder.hooks import Replaced
+from optrace.recorder.jobs import measure_now
+from optrace.recorder.memory import Budget
+from optrace.recorder.names import ParamNames
+from optrace.recorder.selection import is_recorded
+from optrace.recorder.tensors import Unmeasurable, locate
+
+if TYPE_CHECKING:
+    from optrace.recorder.session import Session
+
+
+class Kind(Enum):
+    """What a running call of `step()` turned out to be."""
+
+    NOT_SEEN = "not seen"
+    SKIPPED = "skipped"
+    STATE_INIT = "state_init"
+    COUNTED = "counted"
+    RECORDED = "recorded"
+
+
+@dataclass
+class Track:
+    """One optimizer that has been seen to step."""
+
+    optimizer: weakref.ref[Any]
+    class_name: str
+    index: int = -1
+    """In order of first step; -1 until then."""
+    completed: int = 0
+    kind: Kind = Kind.NOT_SEEN
+    capture: Capture | None = None
+    world: Finished | None = None
+    ended: float | None = None
+    """When its last step ended."""
+    hooked: float = 0.0
+    """Seconds that the hooks of the running step have taken."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Steps:
+    """The optimizers of one recording and their steps."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._settings = session.settings
+        self._names = ParamNames()
+        self._budget = Budget(session.settings.memory)
+        self._tracks: dict[int, Track] = {}
+        self._indexes = 0
+        self.stopped = False
+        """Whether `stop_after` has ended the recording."""
+
+    @property
+    def tracks(self) -> list[Track]:
+        """The optimizers seen, in order."""
+        return list(self._tracks.values())
+
+    @property
+    def held(self) -> int:
+        """Bytes held for copies of parameters."""
+        return self._budget.held
+
+    def find(self, optimizer: Any) -> Track | None:
+        """The track of an optimizer that has stepped."""
+        track = self._tracks.get(id(optimizer))
+        return track if track is not None and track.optimizer() is optimizer else None
+
+    # ---- the hooks ----
+
+    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
+        """Measure before the rule; a closure is wrapped so that the gradients it makes are seen."""
+        start = perf_counter()
+        session = self._session
+        if not session.active:
+            return None
+        try:
+            with torch._C.DisableTorchFunction():
+                return self._before(optimizer, args, kwargs)
+        except Exception as error:
+            session.fail(error)
+            return None
+        finally:
+            self._spent(optimizer, perf_counter() - start)
+
+    def after_step(self, optimizer: Any) -> None:
+        """Measure after the rule and write the step."""
+        start = perf_counter()
+        session = self._session
+        track = self.find(optimizer)
+        if not session.active or track is None:
+            return
+        try:
+            with torch._C.DisableTorchFunction():
+                self._after(optimizer, track, start)
+        except Exception as error:
+            session.fail(error)
+        now = perf_counter()
+        track.ended = now
+        session.price.hooks += now - start
+        if session.active:
+            if track.index == 0 and track.kind is Kind.RECORDED:
+                session.tell_price(now)
+            self._stop_if_done(track)
+
+    def step_raised(self, optimizer: Any) -> None:
+        """An exception ended the last step: an event, no number."""
+        track = self.find(optimizer)
+        if track is None or not self._session.active:
+            return
+        if track.capture is not None:
+            track.capture.forget()
+        if track.kind is not Kind.NOT_SEEN:
+            self._session.emit("step_failed", optimizer, {})
+        track.kind = Kind.NOT_SEEN
+
+    # ---- before ----
+
+    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
+        track = self._track(optimizer)
+        track.hooked = 0.0
+        track.kind = self._judge(optimizer, track)
+        if track.kind not in (Kind.COUNTED, Kind.RECORDED):
+            return None
+        if track.index < 0:
+            track.index, self._indexes = self._indexes, self._indexes + 1
+        step = track.completed + 1
+        if track.capture is None:
+            track.capture = Capture(track.index, self._settings, self._names, self._budget, self._teller(optimizer))
+        if track.completed == 0:
+            track.world = track.capture.world(optimizer)
+        if track.kind is Kind.RECORDED:
+            scale = getattr(optimizer, "grad_scale", None)
+            track.capture.before(optimizer, step, scale if isinstance(scale, torch.Tensor) else None)
+        return self._with_closure(optimizer, track, args, kwargs)
+
+    def _judge(self, optimizer: Any, track: Track) -> Kind:
+        """What kind of call of `step()` this is."""
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        first = next((param for param in params if isinstance(param, torch.Tensor)), None)
+        if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
+            self._session.tell("step not recorded", which="it was captured into a CUDA graph", optimizer=optimizer)
+            return Kind.NOT_SEEN
+        if first is not None and isinstance(locate(first, [])[2], Unmeasurable) and _all_unmeasurable(params):
+            return Kind.NOT_SEEN
+        found_inf = getattr(optimizer, "found_inf", None)
+        if isinstance(found_inf, torch.Tensor) and bool(found_inf.detach().ne(0).any().item()):
+            return Kind.SKIPPED
+        if _initialises_state(optimizer, params):
+            return Kind.STATE_INIT
+        return Kind.RECORDED if is_recorded(track.completed + 1, self._settings) else Kind.COUNTED
+
+    def _with_closure(self, optimizer: Any, track: Track, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
+        """The arguments with the closure wrapped; None when there is none."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure) or isinstance(closure, torch.Tensor | torch.nn.Module | type):
+            return None
+        watched = self._watched(closure, optimizer, track)
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    def _watched(self, closure: Callable[..., Any], optimizer: Any, track: Track) -> Callable[..., Any]:
+        reference = weakref.ref(optimizer)
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            result = closure(*args, **kwargs)
+            start = perf_counter()
+            session = self._session
+            if session.active:
+                try:
+                    with torch._C.DisableTorchFunction():
+                        session.emit("closure", reference(), {"loss": _loss_of(result)})
+                        if track.kind is Kind.RECORDED and track.capture is not None:
+                            track.capture.evaluated()
+                except Exception as error:
+                    session.fail(error)
+                self._spent(optimizer, perf_counter() - start)
+            return result
+
+        try:
+            return wraps(closure)(evaluate)
+        except (AttributeError, TypeError):
+            return evaluate
+
+    # ---- after ----
+
+    def _after(self, optimizer: Any, track: Track, now: float) -> None:
+        session = self._session
+        kind = track.kind
+        if kind is Kind.SKIPPED:
+            session.context.skip(optimizer)
+            session.emit("step_skipped", optimizer, {"why": "inf or nan in the gradients"})
+        elif kind is Kind.STATE_INIT:
+            session.emit("state_init", optimizer, {})
+        if kind not in (Kind.COUNTED, Kind.RECORDED) or track.capture is None:
+            return
+        taken = session.context.take(optimizer)
+        taken["seconds"] = None if track.ended is None else now - track.ended - track.hooked
+        finished = track.capture.after(optimizer) if kind is Kind.RECORDED else None
+        track.completed += 1
+        if track.world is not None:
+            session.write_world(track, optimizer, track.world)
+            track.world = None
+        if finished is not None:
+            session.write_step(track, optimizer, finished, taken)
+
+    def _stop_if_done(self, track: Track) -> None:
+        """End the program when all optimizers have come as far as `stop_after` says."""
+        last = self._settings.stop_after
+        if last is None or track.completed < last or self.stopped:
+            return
+        live = [other for other in self._tracks.values() if other.optimizer() is not None and other.completed]
+        if track.completed > last or all(other.completed >= last for other in live):
+            self.stopped = True
+            self._session.end_program()
+
+    # ---- tracks ----
+
+    def _track(self, optimizer: Any) -> Track:
+        track = self.find(optimizer)
+        if track is None:
+            tracks, key = self._tracks, id(optimizer)
+
+            def gone(reference: weakref.ref[Any]) -> None:
+                held = tracks.get(key)
+                if held is not None and held.optimizer is reference:
+                    del tracks[key]
+                    if held.capture is not None:
+                        held.capture.release()
+
+            track = tracks[key] = Track(weakref.ref(optimizer, gone), type(optimizer).__name__)
+        return track
+
+    def _teller(self, optimizer: Any) -> Callable[..., None]:
+        reference = weakref.ref(optimizer)
+        session = self._session
+
+        def tell(what: str, line: str | None = None, **data: Any) -> None:
+            session.tell(what, line, optimizer=reference(), **data)
+
+        return tell
+
+    def _spent(self, optimizer: Any, seconds: float) -> None:
+        self._session.price.hooks += seconds
+        track = self.find(optimizer)
+        if track is not None:
+            track.hooked += seconds
+
+
+def _loss_of(result: Any) -> Any:
+    """What a closure returned, as an event may hold it."""
+    if isinstance(result, torch.Tensor):
+        return read_scalar(result)
+    return result if isinstance(result, int | float) else None
+
+
+def _all_unmeasurable(params: list[Any]) -> bool:
+    return all(isinstance(locate(param, [])[2], Unmeasurable) for param in params)
+
+
+def _initialises_state(optimizer: Any, params: list[Any]) -> bool:
+    """Whether this step only makes the optimizer create its state: every lr 0, every gradient zero, no state yet.
+
+    torch.distributed.checkpoint does so before it can load or save an optimizer that has not stepped.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+    if not rates or any(float(rate) != 0 for rate in rates):
+        return False
+    with_grad = [param for param in params if param.is_leaf and param.grad is not None]
+    if not with_grad or any(optimizer.state.get(param) for param in with_grad):
+        return False
+    keep: list[Any] = []
+    found = [locate(param.grad, keep) for param in with_grad]
+    if any(isinstance(kind, Unmeasurable) for _, _, kind in found):
+        return False
+    rows = measure_now(found, 1)
+    return bool((rows["n_zero"] == [numel for _, numel, _ in found]).all())
