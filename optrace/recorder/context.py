@@ -1,0 +1,349 @@
+"""What happened around each optimizer since its last step: losses, backwards, skips, clipping, batches, generators."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from optrace.recorder.fingerprints import combine, is_plain, signed
+from optrace.recorder.generators import generator_fingerprint
+
+Value = float | torch.Tensor
+"""A number, or a 0-d tensor on a device that is read when the step has ended."""
+
+REACH_LIMIT = 16
+"""With more optimizers than this a backward is counted for each of them; with fewer only where it left a gradient."""
+PROBES = 32
+PENDING = 4096
+"""Losses on a device that are kept for an optimizer that does not step."""
+
+_READERS: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+_HALF = {torch.float16: lambda bits: struct.unpack("<e", struct.pack("<H", bits))[0]} | {
+    torch.bfloat16: lambda bits: struct.unpack("<f", struct.pack("<I", bits << 16))[0]
+}
+
+
+def read_scalar(tensor: Any) -> Value | None:
+    """Return the value of a tensor of one element, unseen by whoever watches torch's functions or operators.
+
+    On the CPU it is read from memory; a tensor on a device is kept, detached, for `number` to read later, so that
+    nothing waits. None for anything else: several elements, integers, fake tensors, DTensors.
+    """
+    if (type(tensor) is not torch.Tensor and not is_plain(tensor)) or tensor.numel() != 1 or tensor.is_sparse:
+        return None
+    if not tensor.is_cpu:
+        if tensor.is_meta or torch._C._len_torch_dispatch_stack():
+            return None
+        return tensor.detach() if tensor.is_floating_point() else None
+    reader = _READERS.get(tensor.dtype)
+    if reader is not None:
+        value: float = reader.from_address(tensor.data_ptr()).value
+        return value
+    half = _HALF.get(tensor.dtype)
+    return None if half is None else float(half(ctypes.c_uint16.from_address(tensor.data_ptr()).value))
+
+
+def number(value: Value | None) -> float | None:
+    """Return a value as a float, waiting for the device; None stays None, as does what a captured graph still holds."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    return float(value.item())
+
+
+class _Track:
+    """One optimizer's account since its last step."""
+
+    __slots__ = ("batch", "n_backward", "n_losses", "n_skipped", "norm", "pending", "rng", "total")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.n_backward = self.n_skipped = self.n_losses = 0
+        self.total = 0.0
+        self.pending: deque[torch.Tensor] | None = None
+        self.norm: Value | None = None
+        self.batch: int | None = None
+        self.rng: int | None = None
+
+    def forget_losses(self) -> None:
+        self.total, self.n_losses, self.pending = 0.0, 0, None
+
+    def copy_from(self, other: _Track) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(other, name))
+        if self.pending is not None:
+            self.pending = self.pending.copy()
+
+    def add(self, values: Iterable[Value], rng: int | None) -> None:
+        """Count one backward."""
+        self.n_backward += 1
+        self.norm = None
+        if self.rng is None:
+            self.rng = rng
+        for value in values:
+            if isinstance(value, float):
+                self.total += value
+                self.n_losses += 1
+            else:
+                if self.pending is None:
+                    self.pending = deque(maxlen=PENDING)
+                self.pending.append(value)
+
+    def drop(self, values: Iterable[Value]) -> None:
+        """Uncount the last backward, which raised."""
+        self.n_backward -= 1
+        for value in values:
+            if isinstance(value, float):
+                self.total, self.n_losses = self.total - value, self.n_losses - 1
+            elif self.pending:
+                self.pending.pop()
+
+    def loss(self) -> float | None:
+        total, count = self.total, self.n_losses
+        if self.pending:
+            late = [value for value in map(number, self.pending) if value is not None]
+            total, count = total + sum(late), count + len(late)
+        return total / count if count else None
+
+
+def _probes(optimizer: Any) -> list[torch.Tensor]:
+    """At most `PROBES` leaf parameters of an optimizer, spread over its groups."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if len(params) > PROBES:
+        params = [params[i * len(params) // PROBES] for i in range(PROBES)]
+    return [param for param in params if isinstance(param, torch.Tensor) and param.is_leaf]
+
+
+Mark = tuple[torch.Tensor, Callable[[], Any] | None, int]
+"""A parameter, and its gradient's identity and version, without keeping the gradient alive."""
+
+
+def _mark(param: torch.Tensor) -> Mark:
+    grad = param.grad
+    return (param, None, 0) if grad is None else (param, weakref.ref(grad), grad._version)
+
+
+def _same(mark: Mark) -> bool:
+    param, reference, version = mark
+    grad = param.grad
+    if grad is None or reference is None:
+        return grad is None and reference is None
+    return reference() is grad and version == grad._version
+
+
+class _Backward(NamedTuple):
+    """A backward that runs: what it counts as, for which optimizers (by id) it already did, and gradients before it."""
+
+    values: list[Value]
+    rng: int | None
+    given: dict[int, int]
+    marks: list[tuple[int, list[Mark]]]
+
+
+class StepContext:
+    """The accounts of all optimizers of a recording; `take` closes one at each completed step.
+
+    A backward is counted for the optimizers whose parameters it left a gradient in, so that two networks that train
+    in turn have each its own loss. `loss` is the mean of the roots whose gradients are still there: those of
+    backwards since the last step, less the ones that a `zero_grad` threw away (a skipped step's, all but the last
+    evaluation of a closure). `n_backward` counts those too.
+    """
+
+    def __init__(self, at_first_step: Callable[[], None] = lambda: None) -> None:
+        self._tracks: dict[int, _Track] = {}
+        """By id of the optimizer; key 0 is what happens while no optimizer is known."""
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._closed = _Track()
+        """The account that was closed last: where an optimizer that was not known before its first step begins."""
+        self._stepped: set[int] = set()
+        self._running: list[_Backward] = []
+        self._scaled: list[tuple[weakref.ref[Any], Value]] = []
+        self._at_first_step = at_first_step
+
+    # ---- optimizers ----
+
+    def know(self, optimizer: Any) -> None:
+        """Open the account of an optimizer that has just been made."""
+        self._open(optimizer, _Track())
+
+    def owners(self, params: Callable[[], Sequence[Any]]) -> list[Any]:
+        """Return the known optimizers that hold one of `params()`, which is only asked for if several are known."""
+        known = [optimizer for optimizer, _ in self._live()]
+        if len(known) <= 1:
+            return known
+        if len(known) > REACH_LIMIT:
+            return []
+        ids = frozenset(map(id, params()))
+        return [o for o in known if any(id(param) in ids for group in o.param_groups for param in group["params"])]
+
+    @property
+    def many(self) -> bool:
+        """Whether parameters must be looked at to tell which optimizer a clip belongs to."""
+        return 1 < len(self._tracks) <= REACH_LIMIT
+
+    def _track(self, optimizer: Any) -> _Track:
+        """The account of an optimizer; one not seen being made begins with what happened since the last step."""
+        key = id(optimizer)
+        track = self._tracks.get(key)
+        if track is not None:
+            return track
+        begin = max(self._tracks.values(), key=lambda other: other.n_backward, default=self._closed)
+        track = _Track()
+        track.copy_from(begin if begin.n_backward or begin.batch is not None else self._closed)
+        return self._open(optimizer, track)
+
+    def _open(self, optimizer: Any, track: _Track) -> _Track:
+        key, tracks, references, stepped = id(optimizer), self._tracks, self._references, self._stepped
+
+        def gone(_: Any) -> None:
+            tracks.pop(key, None)
+            references.pop(key, None)
+            stepped.discard(key)
+
+        tracks.pop(0, None)
+        tracks[key] = track
+        references[key] = weakref.ref(optimizer, gone)
+        return track
+
+    def _live(self) -> list[tuple[Any, _Track]]:
+        pairs = [(reference(), self._tracks[key]) for key, reference in list(self._references.items())]
+        return [pair for pair in pairs if pair[0] is not None]
+
+    # ---- backward ----
+
+    def begin_backward(self, roots: Sequence[Any]) -> None:
+        """Note a backward that starts from `roots`; its values are read now, or kept where they are on a device."""
+        values: list[Value] = []
+        for root in roots:
+            value = self._root_value(root) if self._scaled else read_scalar(root)
+            if value is not None:
+                values.append(value)
+        tracks = self._tracks
+        if not tracks:
+            tracks[0] = _Track()
+        rng = None
+        for track in tracks.values():
+            if track.rng is None:
+                rng = generator_fingerprint()
+                break
+        given: dict[int, int] = {}
+        marks: list[tuple[int, list[Mark]]] = []
+        if 1 < len(tracks) <= REACH_LIMIT:
+            marks = [(id(o), list(map(_mark, _probes(o)))) for o, _ in self._live()]
+        else:
+            for key, track in tracks.items():
+                track.add(values, rng)
+                given[key] = track.n_backward
+        self._running.append(_Backward(values, rng, given, marks))
+
+    def end_backward(self) -> None:
+        """Count the backward for those optimizers whose gradients it changed."""
+        backward = self._running.pop()
+        if backward.marks:
+            with torch._C.DisableTorchFunction():
+                for key, marks in backward.marks:
+                    if not all(map(_same, marks)):
+                        self._give(backward, key)
+
+    def fail_backward(self) -> None:
+        """Uncount a backward that raised."""
+        backward = self._running.pop()
+        for key, count in backward.given.items():
+            track = self._tracks.get(key)
+            if track is not None and track.n_backward == count:
+                track.drop(backward.values)
+
+    def _give(self, backward: _Backward, key: int) -> None:
+        track = self._tracks.get(key)
+        if track is not None and key not in backward.given:
+            track.add(backward.values, backward.rng)
+            backward.given[key] = track.n_backward
+
+    def scaled(self, result: torch.Tensor, loss: torch.Tensor) -> None:
+        """Remember that a GradScaler made `result` out of `loss`, whose value is the one to tell."""
+        value = read_scalar(loss)
+        if value is not None:
+            self._scaled = [entry for entry in self._scaled[-7:] if entry[0]() is not None]
+            self._scaled.append((weakref.ref(result), value))
+
+    def _root_value(self, root: Any) -> Value | None:
+        for reference, value in self._scaled:
+            if reference() is root:
+                return value
+        return read_scalar(root)
+
+    # ---- zero_grad, clip, skip, batch ----
+
+    def zeroed(self, optimizer: Any) -> None:
+        """Drop the losses whose gradients an optimizer's `zero_grad` has thrown away."""
+        track = self._tracks.get(id(optimizer)) or self._track(optimizer)
+        if track.n_losses or track.pending:
+            track.forget_losses()
+
+    def mark_gradients(self) -> list[tuple[_Track, list[Mark]]]:
+        """Look at the gradients before a module's `zero_grad`, of optimizers that have losses to lose."""
+        if not any(track.n_losses or track.pending for track in self._tracks.values()):
+            return []
+        return [(track, [_mark(p) for p in _probes(o) if p.grad is not None]) for o, track in self._live()]
+
+    def module_zeroed(self, before: list[tuple[_Track, list[Mark]]]) -> None:
+        """Drop the losses of optimizers all of whose gradients have changed since `mark_gradients`."""
+        for track, marks in before:
+            if marks and not any(map(_same, marks)):
+                track.forget_losses()
+
+    def clipped(self, owners: Iterable[Any], norm: Value | None) -> None:
+        """Note the total norm that a clip found; the first after a backward is the one before clipping."""
+        if norm is None:
+            return
+        for track in [self._track(optimizer) for optimizer in owners] or list(self._tracks.values())[:1]:
+            if track.norm is None:
+                track.norm = norm
+
+    def skip(self, optimizer: Any) -> None:
+        """Count a skipped step."""
+        self._track(optimizer).n_skipped += 1
+
+    def yielded(self, fingerprint: int) -> None:
+        """Note a batch that a loader yielded, by its unsigned fingerprint."""
+        if not self._tracks:
+            self._tracks[0] = _Track()
+        for track in self._tracks.values():
+            track.batch = fingerprint if track.batch is None else combine((track.batch, fingerprint))
+
+    # ---- the step ----
+
+    def take(self, optimizer: Any) -> dict[str, Any]:
+        """Return what happened since the optimizer's last step and start anew.
+
+        Keys: loss (float or None), n_backward, n_skipped (int), grad_norm (float or None: before clipping, where a clip
+        showed it), batch and rng (signed 64-bit fingerprints or None). Values on a device are waited for here.
+        """
+        key = id(optimizer)
+        track = self._tracks.get(key) or self._track(optimizer)
+        for backward in self._running:
+            self._give(backward, key)
+        batch = track.batch
+        taken = {
+            "loss": track.loss(),
+            "n_backward": track.n_backward,
+            "n_skipped": track.n_skipped,
+            "grad_norm": number(track.norm),
+            "batch": None if batch is None else signed(batch),
+            "rng": track.rng,
+        }
+        self._closed, self._tracks[key] = track, self._closed
+        self._tracks[key].clear()
+        if key not in self._stepped:
+            self._stepped.add(key)
+            self._at_first_step()
+        return taken

@@ -1,0 +1,134 @@
+"""Puts observers around functions of a library so that the program cannot tell, and takes them off again."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+UNSEEN = "<optrace: importlib._bootstrap>"
+"""File name of the frames that we add.
+
+Python's warnings skip frames whose file name holds `importlib` and `_bootstrap` when they count `stacklevel`, so a
+warning of the function that we observe names the program's line and is shown as often as without us.
+"""
+
+Begin = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+End = Callable[[Any, Any], None]
+Fail = Callable[[Any], None]
+
+
+class Observers:
+    """The observed functions of one library; inactive ones pass calls straight on.
+
+    `failed` is called with an exception of an observer: it never reaches the program (unless `failed` raises it).
+    `compiling` tells whether a compiler traces the call; observers keep out of compiled code.
+    """
+
+    def __init__(self, failed: Callable[[Exception], None], compiling: Callable[[], bool]) -> None:
+        self.active = False
+        self._failed = failed
+        self._compiling = compiling
+        self._made: dict[tuple[int, str], tuple[Any, Any]] = {}
+        self._ours: set[int] = set()
+        self._put: list[tuple[Any, str, Any, Any]] = []
+
+    def put(self, owner: Any, name: str, kind: str, begin: Begin, end: End, fail: Fail | None = None) -> bool:
+        """Observe the function `name` of a class or module, if it has one of its own that is not observed yet.
+
+        begin(args, kwargs) -> (args, kwargs, note), before the call; end(note, result) after it; fail(note) instead of
+        end where the call raised. `kind` tells apart observers of one function. Returns whether it was put on.
+        """
+        raw = vars(owner).get(name)
+        if raw is None or id(raw) in self._ours or not callable(raw) or isinstance(raw, staticmethod | classmethod):
+            return False
+        observed = self._observed(raw, kind, begin, end, fail)
+        _set(owner, name, observed)
+        self._put.append((owner, name, raw, observed))
+        return True
+
+    def spread(self) -> None:
+        """Observe the functions of modules also under the names by which other modules have already imported them."""
+        wanted = {id(raw): (raw, observed) for owner, _, raw, observed in self._put if isinstance(owner, ModuleType)}
+        for module in list(sys.modules.values()):
+            names = getattr(module, "__dict__", None)
+            if type(names) is not dict or not isinstance(module, ModuleType):
+                continue
+            for alias in [key for key, value in list(names.items()) if id(value) in wanted]:
+                raw, observed = wanted[id(names[alias])]
+                names[alias] = observed
+                self._put.append((module, alias, raw, observed))
+
+    def remove(self) -> None:
+        """Put every attribute back to the object that it was; one that somebody has replaced since is left alone."""
+        while self._put:
+            owner, name, raw, observed = self._put.pop()
+            if vars(owner).get(name) is observed:
+                _set(owner, name, raw)
+
+    def _observed(self, raw: Any, kind: str, begin: Begin, end: End, fail: Fail | None) -> Any:
+        """The observing function of `raw`: the same one each time, so that a name kept from an earlier time works."""
+        made = self._made.get((id(raw), kind))
+        if made is not None and made[0] is raw:
+            return made[1]
+        observed = self._make(raw, begin, end, fail)
+        self._made[id(raw), kind] = (raw, observed)
+        self._ours.add(id(observed))
+        return observed
+
+    def _make(self, raw: Any, begin: Begin, end: End, fail: Fail | None) -> Any:
+        observers, compiling, failed = self, self._compiling, self._failed
+
+        @functools.wraps(raw)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                return raw(*args, **kwargs)
+            begun = False
+            note: Any = None
+            if observers.active:
+                try:
+                    args, kwargs, note = begin(args, kwargs)
+                    begun = True
+                except Exception as error:
+                    failed(error)
+            try:
+                result = raw(*args, **kwargs)
+            except BaseException as error:
+                # leaves this frame out of the traceback; the bare `raise` adds none
+                trace = error.__traceback__
+                error.__traceback__ = None if trace is None else trace.tb_next
+                if begun and fail is not None:
+                    try:
+                        fail(note)
+                    except Exception as own:
+                        failed(own)
+                raise
+            if begun:
+                try:
+                    end(note, result)
+                except Exception as error:
+                    failed(error)
+            return result
+
+        observed.__code__ = observed.__code__.replace(co_filename=UNSEEN)
+        return observed
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    if isinstance(owner, ModuleType):
+        vars(owner)[name] = value
+    else:
+        setattr(owner, name, value)
+
+
+class Calls(threading.local):
+    """The observed calls that are open in this thread, so that what a call makes of itself is not told twice."""
+
+    def __init__(self) -> None:
+        self.open: list[Any] = []
+        """Keys of the open calls, the innermost last."""
+        self.told = 0
+        """Events that this thread has told."""
