@@ -308,6 +308,7 @@ static PyObject *instructions(PyObject *module, PyObject *const *arguments, Py_s
     if (!name || !strcmp(name, "plain"))
         wanted = &loops_plain;
 #if defined(__x86_64__)
+    __builtin_cpu_init();
     if ((!name || !strcmp(name, "avx2")) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c"))
         wanted = &loops_avx2;
