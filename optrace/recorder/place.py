@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from optrace.errors import RecordError
 from optrace.recorder.settings import Settings
@@ -47,7 +48,7 @@ class Launch:
     pid: int
     is_python: bool
     """Whether process `pid` itself is the Python to record (not: a command that starts some)."""
-    shared: bool
+    shared: bool = False
     """Whether another launch may bear the same id: the other processes of its job, or the same job again."""
 
     def to_json(self) -> str:
@@ -66,7 +67,8 @@ class Job:
 
     id: str
     rank: int
-    restarts: int
+    restarted: bool
+    """Whether a process of this rank that is found to have been there belongs to the same job."""
     started: float | None
     """When it started, seconds since the epoch, as each of its processes would say; None where they might disagree."""
 
@@ -83,13 +85,14 @@ class Job:
         if rank is None or not (elastic or address != ":" or (in_slurm and tasks > 1)):
             return None
         parts = [f"slurm {environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}"] if in_slurm else []
-        started = None
+        started, restarted = None, _restarted(environ)
         if elastic:
             # One agent a node keeps one folder of logs for its whole life. It tells two jobs of the default id "none"
             # apart, and when the job began; on several nodes only the id and the address are common knowledge.
             attempt = Path(environ.get("TORCHELASTIC_ERROR_FILE") or "-").parent.parent
             if _number(environ, "GROUP_WORLD_SIZE") == 1 and attempt.name.startswith("attempt_"):
                 parts.append(f"torchelastic {elastic} {attempt.parent}")
+                restarted = True  # no other job has this id; and a change of members is not counted as a restart
                 try:
                     started = (attempt.parent / "attempt_0").stat().st_mtime
                 except OSError:
@@ -98,7 +101,7 @@ class Job:
                 parts.append(f"torchelastic {elastic} {address}")
         elif address != ":":
             parts.append(f"address {address}")
-        return cls(id=", ".join(parts), rank=rank, restarts=_restarts(environ), started=started)
+        return cls(id=", ".join(parts), rank=rank, restarted=restarted, started=started)
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,12 @@ class Process:
     job: str
     """Who are ranks of one run."""
     rank: int
-    restarts: int
+    restarted: bool
+    """Whether, where its rank exists already, this is the same rank started again."""
     may_lead: bool
     """Whether it may be a rank of the run itself; otherwise its run is a child."""
     may_be_child: bool
-    """Whether, where its rank exists already, a child run is right; otherwise that run is another job's."""
+    """Whether, where its rank exists and it is no restart, a child run is right; else that run is another job's."""
 
 
 def note_member() -> None:
@@ -163,7 +167,8 @@ def check(output: str, force: bool, launch: Launch, environ: Mapping[str, str]) 
         return
     if _read(run / ".launch") == launch.id:
         job = Job.of(environ)
-        if _restarts(environ) or not _rank_folder(run, job.rank if job is not None else 0).exists():
+        restarted = job.restarted if job is not None else _restarted(environ)
+        if restarted or not _rank_folder(run, job.rank if job is not None else 0).exists():
             return
     if not run.is_dir() or any(run.iterdir()):
         _refuse(run, force)
@@ -180,17 +185,17 @@ def identify(settings: Settings) -> Process:
         # Started in Python, not by `optrace record`: ranks of a job meet by its id, children by what they inherited.
         launch = Launch(job.id if job is not None else _THIS_TREE, _THIS_PID, is_python=True, shared=True)
     pid = os.getpid()
-    restarts = _restarts(os.environ)
+    restarted = job.restarted if job is not None else _restarted(os.environ)
     group_rank = _process_group_rank()
     if group_rank is not None:
         members = job.id if job is not None else f"{launch.id} group"
-        return Process(launch.id, members, group_rank, restarts, may_lead=True, may_be_child=not launch.shared)
+        return Process(launch.id, members, group_rank, restarted, may_lead=True, may_be_child=not launch.shared)
     if job is not None and os.environ.get(MEMBER_VARIABLE, str(pid)) == str(pid):
-        return Process(launch.id, job.id, job.rank, restarts, may_lead=True, may_be_child=not launch.shared)
+        return Process(launch.id, job.id, job.rank, restarted, may_lead=True, may_be_child=not launch.shared)
     if pid == launch.pid:
-        return Process(launch.id, launch.id, 0, restarts, may_lead=True, may_be_child=not launch.shared)
+        return Process(launch.id, launch.id, 0, restarted, may_lead=True, may_be_child=not launch.shared)
     alone = f"{launch.id} process {pid} {time.time_ns()}"
-    return Process(launch.id, alone, 0, 0, may_lead=not launch.is_python and job is None, may_be_child=True)
+    return Process(launch.id, alone, 0, False, may_lead=not launch.is_python and job is None, may_be_child=True)
 
 
 def new_launch(environ: Mapping[str, str], is_python: bool) -> Launch:
@@ -204,9 +209,9 @@ def new_launch(environ: Mapping[str, str], is_python: bool) -> Launch:
     return Launch(shared or os.urandom(8).hex(), os.getpid(), is_python=is_python, shared=shared is not None)
 
 
-def _restarts(environ: Mapping[str, str]) -> int:
-    """How many times the job's launcher has started this rank again."""
-    return max(_number(environ, name) or 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def _restarted(environ: Mapping[str, str]) -> bool:
+    """Whether the job's launcher says that it has started this process again."""
+    return any(_number(environ, name) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:
@@ -239,7 +244,7 @@ def default_output(program: str, environ: Mapping[str, str]) -> str:
     number = 1
     while True:
         folder = os.path.join(RUNS, name if number == 1 else f"{name}-{number}")
-        if job.restarts or not _rank_folder(Path(folder), job.rank).exists():
+        if job.restarted or not _rank_folder(Path(folder), job.rank).exists():
             return folder
         number += 1
 
@@ -304,7 +309,7 @@ def _make_rank(run: Path, process: Process) -> Path | None:
             candidate.mkdir()
             return candidate
         except FileExistsError:
-            if not process.restarts:
+            if not process.restarted or _rank_info(candidate / "rank.json").get("pid") == os.getpid():
                 return None
         number += 1
 
@@ -336,18 +341,27 @@ def _refuse(run: Path, force: bool) -> None:
 def _writer(run: Path) -> int | None:
     """The id of a living process that has not ended its recording in `run`."""
     for file in [*run.glob("rank=*/rank.json"), *run.glob("child-*/rank=*/rank.json")]:
-        try:
-            info = json.loads(file.read_text())
-            pid = int(info["pid"])
-            if "end" in info or info.get("host", platform.node()) != platform.node():
-                continue
-            os.kill(pid, 0)
-        except PermissionError:
-            return pid
-        except (OSError, ValueError, KeyError, TypeError):
+        info = _rank_info(file)
+        pid = info.get("pid")
+        if not isinstance(pid, int) or "end" in info or info.get("host", platform.node()) != platform.node():
             continue
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            continue
+        except OSError:
+            pass  # it lives, and is another user's
         return pid
     return None
+
+
+def _rank_info(file: Path) -> dict[str, Any]:
+    """What a rank.json says; nothing where it cannot be read."""
+    try:
+        info = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def _move_aside(run: Path, inode: int) -> None:
@@ -398,10 +412,12 @@ def _read(file: Path) -> str | None:
 def _point_latest(run: Path) -> None:
     """Let `optrace-runs/latest` name `run`: a link, or a text file where links are not allowed."""
     latest = run.with_name(LATEST)
-    draft = run.with_name(f".{LATEST}-{os.getpid()}")
-    draft.unlink(missing_ok=True)
+    draft = run.with_name(f".{LATEST}-{os.urandom(8).hex()}")
     try:
         draft.symlink_to(run.name)
     except (OSError, NotImplementedError):
         draft.write_text(f"{run.name}\n")
-    os.replace(draft, latest)
+    try:
+        os.replace(draft, latest)
+    except OSError:  # there is a folder of that name: not ours to touch
+        draft.unlink()

@@ -168,6 +168,24 @@ def test_a_restarted_rank_keeps_what_was_there(tmp_path):
         assert found == [("run_a", f"rank=0000{rank}{suffix}", str(rank)) for rank in (0, 1)]
 
 
+def test_ranks_started_again_without_a_count_as_after_a_change_of_members_are_restarts(tmp_path):
+    found = [claim(tmp_path, OUTPUT="run_a", **torchrun(tmp_path, 1))[1] for _ in range(2)]
+    assert found == ["rank=00001", "rank=00001.1"]
+
+
+def test_a_job_whose_id_may_come_again_is_refused_unless_its_launcher_counts_a_restart(tmp_path):
+    job = {**torchrun(tmp_path, 0, nodes=2), "OUTPUT": "run_a"}
+    assert claim(tmp_path, **job)[1] == "rank=00000"
+    assert claim(tmp_path, **job)[0] == "refused"
+    assert claim(tmp_path, **{**job, "TORCHELASTIC_RESTART_COUNT": "1"})[1] == "rank=00000.1"
+
+
+def test_a_folder_called_latest_is_left_alone(tmp_path):
+    (tmp_path / "optrace-runs" / "latest").mkdir(parents=True)
+    run = claim(tmp_path)[0]
+    assert sorted(os.listdir(tmp_path / "optrace-runs")) == sorted(["latest", os.path.basename(run)])
+
+
 def test_ranks_of_a_job_agree_on_a_default_folder_and_the_next_job_on_another(tmp_path):
     first = [claim(tmp_path, **torchrun(tmp_path, rank))[0] for rank in (0, 1)]
     second = [claim(tmp_path, **torchrun(tmp_path, rank, agent="x2"))[0] for rank in (1, 0)]
@@ -299,8 +317,6 @@ def test_what_record_refuses_before_the_program_starts_is_what_its_first_step_wo
     job = place.new_launch(torchrun(tmp_path, 1), True)
     place.check("run_b", False, job, torchrun(tmp_path, 1))
     place.check("run_b", False, job, torchrun(tmp_path, 0, restarts=1))
-    with pytest.raises(RecordError, match="--force"):
-        place.check("run_b", False, job, torchrun(tmp_path, 0))
     with pytest.raises(RecordError, match="--force"):
         place.check("run_b", False, replace(job, id="another"), torchrun(tmp_path, 1))
 
