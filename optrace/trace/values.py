@@ -42,6 +42,7 @@ CODES = {
 """torch's names of dtypes and safetensors' for them."""
 
 _STORED = {"complex128": ("F64", 2), "complex64": ("F32", 2), "complex32": ("F16", 2)}
+_STORED |= {name: ("U8", 1) for name in ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")}
 """dtypes that are stored under another code, with the size of the dimension that this adds."""
 
 _NUMPY: dict[str, np.dtype[Any]] = {
@@ -234,5 +235,5 @@ class ValuesFile:
 def widen(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """Elements stored as bits (bf16, float8) as float32 of the same value; other dtypes as they are."""
     if dtype == "bfloat16" or dtype in _FLOAT8:
-        return fingerprint.widen(array, dtype).view(np.float32)
+        return fingerprint.widen(array.reshape(-1), dtype).view(np.float32).reshape(array.shape)
     return array
