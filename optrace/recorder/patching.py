@@ -113,8 +113,9 @@ class Observers:
                     failed(error)
             return result
 
-        observed.__code__ = observed.__code__.replace(co_filename=UNSEEN)
-        return observed
+        function: Any = observed
+        function.__code__ = function.__code__.replace(co_filename=UNSEEN)
+        return function
 
 
 def _set(owner: Any, name: str, value: Any) -> None:

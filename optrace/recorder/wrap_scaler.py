@@ -1,4 +1,4 @@
-"""Tells a recording what a GradScaler does: the scale it takes out, the steps it skips, the loss behind a scaled one."""
+"""Tells a recording what a GradScaler does: the scale it takes out, the steps it skips, the loss it scaled."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ def _subclasses(base: type) -> Iterator[type]:
     while waiting:
         cls = waiting.pop()
         yield cls
-        for child in type.__subclasses__(cls):
+        children: list[type] = type.__subclasses__(cls)
+        for child in children:
             if child not in seen:
                 seen.add(child)
                 waiting.append(child)
@@ -288,7 +289,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Any]]:
-    """The same arguments with parameters that can be looked at twice; an empty generator stays one (torch warns of it)."""
+    """The same arguments with parameters that can be looked at twice; an empty generator stays one (torch warns)."""
     given = _argument(args, kwargs, 0, "parameters")
     if isinstance(given, torch.Tensor):
         return args, kwargs, [given]
