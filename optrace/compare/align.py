@@ -1,0 +1,137 @@
+"""Which step of B is which step of A: the same number, or the one at which a resumed run picked up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optrace.compare.columns import coded
+from optrace.compare.match import Matching
+from optrace.compare.source import Source
+from optrace.errors import CompareError
+
+_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """For each matched optimizer what is added to B's step numbers to give A's, and the sentence that says so."""
+
+    offsets: tuple[int, ...]
+    note: str | None
+
+
+def align_steps(a: Source, b: Source, matching: Matching, align: str | tuple[int, int] | None) -> Alignment:
+    """Offsets from `--align I:J` (step I of A is step J of B), or from how the two runs started.
+
+    A run whose step 0 already has state with a step counter continues another one: its counter gives the offset, and
+    its start values confirm it where A recorded them. Without a counter, start values that are bitwise those after a
+    later step of A give it. CompareError when `align` is malformed.
+    """
+    if align is not None:
+        step_a, step_b = _parse(align)
+        offset = step_a - step_b
+        words = f"aligned as asked: step {step_b} of B is step {step_a} of A"
+        return Alignment((offset,) * len(matching.pairs), words)
+    found = [_start_offset(a, b, matching, number) for number in range(len(matching.pairs))]
+    notes = list(dict.fromkeys(note for _, note in found if note))
+    return Alignment(tuple(offset for offset, _ in found), "; ".join(notes) or None)
+
+
+def _parse(align: str | tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(align, str):
+        return int(align[0]), int(align[1])
+    match = re.fullmatch(r"(\d+):(\d+)", align.strip())
+    if match is None:
+        raise CompareError(
+            f"--align {align!r} is no I:J; write the step of A, a colon, the step of B that it belongs to"
+        )
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One optimizer's world before step 1."""
+
+    params: Mapping[str, int]
+    """Fingerprint by name."""
+    has_state: bool
+    counter: int
+
+
+def _start_offset(a: Source, b: Source, matching: Matching, number: int) -> tuple[int, str | None]:
+    pair = matching.pairs[number]
+    start_a, start_b = _start(a, pair.a), _start(b, pair.b)
+    cells = [cell for cell in matching.cells if cell.pair == number and cell.param_b in start_b.params]
+    if not cells or not start_a.params:
+        return 0, None
+    wanted = {cell.param_a: start_b.params[cell.param_b] for cell in cells}
+    if all(start_a.params.get(name) == fingerprint for name, fingerprint in wanted.items()):
+        return 0, None
+    by_counter = start_b.counter - start_a.counter
+    by_values = _same_params(a, pair.a, wanted, start_a)
+    if by_counter and by_counter in by_values:
+        return by_counter, _resumed(by_counter, f"B starts with step counter {start_b.counter}")
+    if len(by_values) == 1:
+        offset = by_values[0]
+        why = f"B starts with A's parameters after step {offset}"
+        if start_b.has_state and start_b.counter and by_counter != offset:
+            why += f", though with step counter {start_b.counter}"
+        return offset, _resumed(offset, why)
+    if by_counter and (start_b.has_state or start_a.has_state):
+        which = f"B starts with step counter {start_b.counter}"
+        if start_a.counter:
+            which += f", A with {start_a.counter}"
+        return by_counter, _resumed(by_counter, which)
+    return 0, None
+
+
+def _resumed(offset: int, why: str) -> str:
+    if offset > 0:
+        return f"step 1 of B is taken for step {offset + 1} of A: {why}"
+    return f"step {1 - offset} of B is taken for step 1 of A: {why}"
+
+
+def _start(source: Source, optimizer: int) -> _Start:
+    columns = ["param", "quantity", "fingerprint", "sample"]
+    table = source.trace.arrow("tensors", step=0, optimizer=optimizer, columns=columns)
+    if not table.num_rows:
+        return _Start({}, False, 0)
+    names, quantities = _texts(table, "param"), _texts(table, "quantity")
+    fingerprints = table.column("fingerprint").to_pylist()
+    params = {n: f for n, q, f in zip(names, quantities, fingerprints, strict=True) if q == "param"}
+    has_state = any(q.startswith("state.") for q in quantities)
+    counts = [row for row, q in enumerate(quantities) if q == "state.step"]
+    values = [table.column("sample")[row].as_py()[0] for row in counts]
+    finite = [value for value in values if value is not None and np.isfinite(value)]
+    return _Start(params, has_state, int(max(finite, default=0)))
+
+
+def _same_params(a: Source, optimizer: int, wanted: Mapping[str, int], start: _Start) -> list[int]:
+    """Steps of A after which every wanted parameter has the wanted fingerprint."""
+    probe = next((name for name, fingerprint in wanted.items() if start.params.get(name) != fingerprint), None)
+    if probe is None:
+        return []
+    history = a.trace.arrow(
+        "tensors", optimizer=optimizer, param=probe, quantity="param", columns=["step", "fingerprint"]
+    )
+    hits = history.column("step").to_numpy()[history.column("fingerprint").to_numpy() == wanted[probe]]
+    return [
+        int(step) for step in sorted(hits)[:_CANDIDATES] if step > 0 and _all_equal(a, optimizer, int(step), wanted)
+    ]
+
+
+def _all_equal(a: Source, optimizer: int, step: int, wanted: Mapping[str, int]) -> bool:
+    columns = ["param", "fingerprint"]
+    table = a.trace.arrow("tensors", step=step, optimizer=optimizer, quantity="param", columns=columns)
+    there = dict(zip(_texts(table, "param"), table.column("fingerprint").to_pylist(), strict=True))
+    return all(there.get(name) == fingerprint for name, fingerprint in wanted.items())
+
+
+def _texts(table: Any, name: str) -> list[str]:
+    codes, words = coded(table.column(name))
+    return [words[code] for code in codes]

@@ -1,0 +1,183 @@
+"""Differences that no tolerance applies to: hyper-parameters, missing data, dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from optrace.compare.columns import Numbering, Side
+from optrace.compare.hyper import HyperComparison
+from optrace.compare.match import Matching
+from optrace.compare.order import HYPER_RANK, MISSING_RANK
+from optrace.compare.presence import Absence
+from optrace.compare.report import Divergence
+from optrace.compare.source import Source
+from optrace.compare.timeline import Timeline
+from optrace.compare.walk import Order
+
+Fact = tuple[Order, Divergence]
+DTYPE_RANK = MISSING_RANK
+"""A dtype is there before anything is computed."""
+
+
+class Facts:
+    """Turns what was found beside the numbers into divergences with their place in the causal order."""
+
+    def __init__(self, matching: Matching, numbering: Numbering, timeline: Timeline) -> None:
+        self.matching, self.numbering, self.timeline = matching, numbering, timeline
+
+    def of_hyper(self, hyper: HyperComparison) -> Iterator[Fact]:
+        """Hyper-parameters that decide, one for each group and option, at the first step at which they differ."""
+        for found in hyper.differences.values():
+            if found.decides:
+                yield self._fact(
+                    found.pair,
+                    found.step,
+                    HYPER_RANK,
+                    found.group_a,
+                    Divergence(
+                        step=found.step,
+                        step_b=found.step - self.timeline.offsets[found.pair],
+                        optimizer=self.matching.pairs[found.pair].a,
+                        group=found.group_a,
+                        param=None,
+                        quantity=f"hyper.{found.key}",
+                        kind="hyper",
+                        evidence="values",
+                        a=found.a,
+                        b=found.b,
+                        index=None,
+                        eps=None,
+                        granted=None,
+                        follows=False,
+                        count=found.count,
+                    ),
+                )
+
+    def of_missing(self, absences: Sequence[Absence]) -> Iterator[Fact]:
+        """What one side lacks: optimizers and parameters, steps, single rows."""
+        start = int(self.timeline.steps[0])
+        for words, only_in_a in ((self.matching.only_in_a, True), (self.matching.only_in_b, False)):
+            for number, word in enumerate(words):
+                kind, _, name = word.partition(" ")
+                param = name if kind == "param" else None
+                optimizer = int(name.split(" ")[0]) if kind == "optimizer" else None
+                fact = self._missing(start, 0, kind, only_in_a, optimizer=optimizer, group=None, param=param, count=0)
+                yield self._fact(0, start, MISSING_RANK, number, fact)
+        for gap in self.timeline.gaps:
+            optimizer = self.matching.pairs[gap.pair].a
+            step, count = int(gap.steps[0]), len(gap.steps)
+            fact = self._missing(
+                step, gap.pair, "step", gap.only_in_a, optimizer=optimizer, group=None, param=None, count=count
+            )
+            yield self._fact(gap.pair, step, MISSING_RANK, 0, fact)
+        for absence in absences:
+            cell = self.numbering.cells[absence.cell]
+            fact = self._missing(
+                absence.step,
+                cell.pair,
+                absence.quantity,
+                absence.only_in_a,
+                optimizer=self.matching.pairs[cell.pair].a,
+                group=cell.group_a,
+                param=cell.param_a,
+                count=absence.count,
+            )
+            yield self._fact(cell.pair, absence.step, MISSING_RANK, absence.cell, fact)
+
+    def of_dtypes(self, a: Source, b: Source, side_a: Side, side_b: Side) -> Iterator[Fact]:
+        """Parameters and state of another dtype than the other side's; between recorded runs only."""
+        if not (a.recorded and b.recorded):
+            return
+        start = int(self.timeline.steps[0])
+        for number, cell in enumerate(self.matching.cells):
+            if cell.dtype_a and cell.dtype_b and cell.dtype_a != cell.dtype_b:
+                yield self._dtype(start, number, "param", cell.dtype_a, cell.dtype_b)
+        later = self.timeline.steps[self.timeline.steps > 0][:1]
+        for step in later:
+            found = []
+            for side in (side_a, side_b):
+                rows = side.load(int(step), int(step), ["step", "optimizer", "group", "param", "quantity", "dtype"])
+                texts = rows.texts("dtype")
+                found.append({(int(c), int(q)): t for c, q, t in zip(rows.cell, rows.quantity, texts, strict=True)})
+            for (cell_number, quantity), dtype in found[0].items():
+                name, other = self.numbering.quantities[quantity], found[1].get((cell_number, quantity))
+                if name.startswith("state.") and other is not None and other != dtype:
+                    yield self._dtype(int(step), cell_number, name, dtype, other)
+
+    def words(self, absences: Sequence[Absence], *, only_in_a: bool) -> list[str]:
+        """Missing rows and steps in words, those that only one side has."""
+        words = [f"steps {_spans(gap.steps)}" for gap in self.timeline.gaps if gap.only_in_a == only_in_a]
+        for absence in absences:
+            if absence.only_in_a == only_in_a:
+                cell = self.numbering.cells[absence.cell]
+                times = f"at step {absence.step}" if absence.count == 1 else f"at {absence.count} steps"
+                words.append(f"{absence.quantity} of {cell.param_a if only_in_a else cell.param_b} {times}")
+        return words
+
+    def _fact(self, pair: int, step: int, rank: int, place: int, divergence: Divergence) -> Fact:
+        time = float(self.timeline.times(np.array([step]))[0, pair])
+        return (time, rank, place), divergence
+
+    def _missing(
+        self,
+        step: int,
+        pair: int,
+        quantity: str,
+        only_in_a: bool,
+        *,
+        optimizer: int | None,
+        group: int | None,
+        param: str | None,
+        count: int,
+    ) -> Divergence:
+        return Divergence(
+            step=step,
+            step_b=step - self.timeline.offsets[pair],
+            optimizer=optimizer,
+            group=group,
+            param=param,
+            quantity=quantity,
+            kind="missing",
+            evidence="values",
+            a="recorded" if only_in_a else None,
+            b=None if only_in_a else "recorded",
+            index=None,
+            eps=None,
+            granted=None,
+            follows=False,
+            count=count,
+        )
+
+    def _dtype(self, step: int, cell_number: int, quantity: str, a: str, b: str) -> Fact:
+        cell = self.numbering.cells[cell_number]
+        divergence = Divergence(
+            step=step,
+            step_b=step - self.timeline.offsets[cell.pair],
+            optimizer=self.matching.pairs[cell.pair].a,
+            group=cell.group_a,
+            param=cell.param_a,
+            quantity=quantity,
+            kind="dtype",
+            evidence="values",
+            a=a,
+            b=b,
+            index=None,
+            eps=None,
+            granted=None,
+            follows=False,
+        )
+        return self._fact(cell.pair, step, DTYPE_RANK, cell_number, divergence)
+
+
+def _spans(steps: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> str:
+    """`3, 5-7`, cut after a few."""
+    parts: list[list[int]] = []
+    for step in steps.tolist():
+        if parts and step == parts[-1][1] + 1:
+            parts[-1][1] = step
+        else:
+            parts.append([step, step])
+    words = [f"{low}-{high}" if high > low else f"{low}" for low, high in parts]
+    return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")

@@ -1,0 +1,123 @@
+"""Rows of both sides over one stretch of steps, laid out by (step, cell, quantity) so that each finds its partner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optrace.compare.columns import HEAD, Ints, Numbering, Rows, Side
+
+Index = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Positions of rows, each array [steps, cells, quantities]; -1 where a side has no row."""
+
+    steps: Ints
+    """A's numbers, ascending. With `overlap` the first was compared in the stretch before."""
+    overlap: bool
+    rows_a: Rows
+    rows_b: Rows
+    at_a: Index
+    at_b: Index
+    before_a: Index
+    """The row that holds a quantity's value before the step: its `_in` row, or its row of the last recorded step."""
+    before_b: Index
+    differs: Bools
+    """Rows on both sides whose fingerprints differ, or of which one is a gradient that was None."""
+    names: tuple[str, ...]
+    """A's names of the quantities."""
+
+    @property
+    def both(self) -> Bools:
+        """Where both sides have a row."""
+        return (self.at_a >= 0) & (self.at_b >= 0)
+
+    def number(self, name: str) -> int | None:
+        """Position of a quantity; None when no row has it."""
+        return self.names.index(name) if name in self.names else None
+
+    @property
+    def bases(self) -> list[tuple[int, int | None]]:
+        """Quantities that a step carries on to the next, with their `_in` quantity: param, state.*, group.*."""
+        found = []
+        for number, name in enumerate(self.names):
+            if name == "param" or name.startswith(("state.", "group.")):
+                found.append((number, self.number(before_name(name))))
+        return found
+
+
+def before_name(name: str) -> str:
+    """`param` -> `param_in`, `state.x` -> `state_in.x`."""
+    kind, dot, key = name.partition(".")
+    return f"{kind}_in{dot}{key}"
+
+
+def after_name(name: str) -> str:
+    """`param_in` -> `param`, `state_in.x` -> `state.x`; others as they are."""
+    kind, dot, key = name.partition(".")
+    return kind.removesuffix("_in") + dot + key
+
+
+def lay_out(side_a: Side, side_b: Side, numbering: Numbering, low: int, high: int, previous: int | None) -> Grid:
+    """Load A's steps low to high from both sides; `previous` is the last compared step before them, loaded along."""
+    start = low if previous is None else previous
+    rows_a = side_a.load(start, high, HEAD)
+    rows_b = side_b.load(start, high, HEAD)
+    steps = np.union1d(np.unique(rows_a.step), np.unique(rows_b.step))
+    if previous is not None:
+        steps = steps[(steps == previous) | (steps >= low)]
+    overlap = previous is not None and len(steps) > 0 and int(steps[0]) == previous
+    n_cells, names = len(numbering.cells), tuple(numbering.quantities)
+    shape = (len(steps), n_cells, len(names))
+    at_a, at_b = _place(rows_a, steps, shape), _place(rows_b, steps, shape)
+    before_a, before_b = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
+    for base, name in enumerate(names):
+        if name != "param" and not name.startswith(("state.", "group.")):
+            continue
+        before = names.index(before_name(name)) if before_name(name) in names else None
+        last_a, last_b = _last_before(at_a[:, :, base]), _last_before(at_b[:, :, base])
+        if before is not None:
+            in_a, in_b = at_a[:, :, before], at_b[:, :, before]
+            told = (in_a >= 0) | (in_b >= 0)
+            last_a, last_b = np.where(in_a >= 0, in_a, last_a), np.where(in_b >= 0, in_b, last_b)
+            known = told & (last_a >= 0) & (last_b >= 0)
+            at_a[:, :, before] = np.where(known, last_a, -1)
+            at_b[:, :, before] = np.where(known, last_b, -1)
+        before_a[:, :, base], before_b[:, :, base] = last_a, last_b
+    differs = _differs(rows_a, rows_b, at_a, at_b)
+    return Grid(steps, overlap, rows_a, rows_b, at_a, at_b, before_a, before_b, differs, names)
+
+
+def _place(rows: Rows, steps: Ints, shape: tuple[int, int, int]) -> Index:
+    at = np.full(shape, -1, np.int32)
+    if len(rows):
+        place = np.minimum(np.searchsorted(steps, rows.step), len(steps) - 1)
+        fits = steps[place] == rows.step
+        at[place[fits], rows.cell[fits], rows.quantity[fits]] = np.flatnonzero(fits)
+    return at
+
+
+def _last_before(at: Index) -> Index:
+    """For each step the last earlier position that is not -1; [steps, cells]."""
+    result = np.full_like(at, -1)
+    if len(at) > 1:
+        latest = np.where(at >= 0, np.arange(len(at))[:, None], -1)
+        latest = np.maximum.accumulate(latest, axis=0)[:-1]
+        found = np.take_along_axis(at, np.maximum(latest, 0), axis=0)
+        result[1:] = np.where(latest >= 0, found, -1)
+    return result
+
+
+def _differs(rows_a: Rows, rows_b: Rows, at_a: Index, at_b: Index) -> Bools:
+    differs = np.zeros(at_a.shape, bool)
+    both = np.flatnonzero((at_a >= 0) & (at_b >= 0))
+    one, other = at_a.ravel()[both], at_b.ravel()[both]
+    unequal = rows_a.columns["fingerprint"][one] != rows_b.columns["fingerprint"][other]
+    unequal |= rows_a.columns["present"][one] != rows_b.columns["present"][other]
+    differs.ravel()[both[unequal]] = True
+    return differs

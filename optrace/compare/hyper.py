@@ -1,0 +1,268 @@
+"""Hyper-parameters side by side: exact, group by group, with those that only say how the rule was run set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optrace.compare.columns import coded
+from optrace.compare.match import Matching
+from optrace.compare.names import Renaming, match_hyper
+from optrace.compare.source import Source
+
+STRUCTURE = frozenset({"foreach", "fused", "capturable", "differentiable"})
+"""How the same arithmetic is carried out: provenance, never a difference."""
+
+SCHEDULER_KEYS = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"})
+"""What schedulers keep in a group for themselves; no rule reads it."""
+
+NEUTRAL: dict[str, float] = {
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "weight_decay": 0.0,
+    "nesterov": 0.0,
+    "maximize": 0.0,
+    "amsgrad": 0.0,
+    "centered": 0.0,
+    "decoupled_weight_decay": 0.0,
+    "lr_decay": 0.0,
+    "initial_accumulator_value": 0.0,
+}
+"""Values with which a rule computes what it would without the option."""
+
+_NUMBERS = ("float", "int", "bool")
+
+
+@dataclass
+class HyperDifference:
+    """One option of one group that is not the same on both sides."""
+
+    pair: int
+    group_a: int
+    group_b: int
+    key: str
+    """A's name of the option, B's where A has none."""
+    key_b: str
+    step: int
+    """First step (A's number) at which it differs."""
+    a: Any
+    """A's value there; `MISSING` where A has none."""
+    b: Any
+    count: int
+    """Steps at which it differs."""
+    decides: bool
+
+
+class _Missing:
+    """What a side that lacks an option has for its value."""
+
+    def __repr__(self) -> str:
+        return "none"
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Rows of the table `groups` of one side: pair, A's step, group, and for each the option and its value."""
+
+    pair: NDArray[np.int64]
+    step: NDArray[np.int64]
+    group: NDArray[np.int64]
+    key: NDArray[np.int64]
+    names: list[str]
+    kind: NDArray[np.int64]
+    kinds: list[str]
+    number: NDArray[np.float64]
+    text: NDArray[np.int64]
+    texts: list[str]
+
+    def value(self, row: int) -> Any:
+        """A row's value as Python has it."""
+        kind, number = self.kinds[self.kind[row]], float(self.number[row])
+        if kind == "int":
+            text = self.texts[self.text[row]]
+            return int(text, 16) if text else int(number)
+        if kind == "bool":
+            return bool(number)
+        if kind == "float":
+            return number
+        return None if kind == "none" else self.texts[self.text[row]]
+
+
+class HyperComparison:
+    """Compares the tables `groups` stretch by stretch and remembers what differed first and how often."""
+
+    def __init__(self, a: Source, b: Source, matching: Matching, offsets: Sequence[int], renaming: Renaming) -> None:
+        self._a, self._b = a, b
+        self._matching = matching
+        self._offsets = offsets
+        self._renaming = renaming
+        self.differences: dict[tuple[int, int, int, str], HyperDifference] = {}
+        self.names_a: set[str] = set()
+        self.names_b: set[str] = set()
+        self.compared = 0
+        """Values compared."""
+
+    def stretch(self, low: int, high: int) -> dict[tuple[int, int, int], NDArray[np.int64]]:
+        """Compare steps low to high (A's); by (pair, group of A, of B) the steps at which a deciding option differs.
+
+        Steps that only one side has are left alone.
+        """
+        pairs = self._matching.pairs
+        rows_a = _load(self._a, [pair.a for pair in pairs], low, high, [0] * len(pairs))
+        rows_b = _load(self._b, [pair.b for pair in pairs], low, high, self._offsets)
+        self.names_a.update(rows_a.names)
+        self.names_b.update(rows_b.names)
+        found: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+        for pair in range(len(pairs)):
+            for group_a, group_b in self._matching.groups(pair):
+                unequal = self._groups(pair, group_a, group_b, rows_a, rows_b)
+                if len(unequal):
+                    found[pair, group_a, group_b] = unequal
+        return found
+
+    def notes(self) -> list[str]:
+        """What is not the same without being a difference, in words."""
+        words: dict[tuple[bool, bool], list[str]] = {}
+        notes = []
+        for found in self.differences.values():
+            if found.decides:
+                continue
+            if found.a is MISSING or found.b is MISSING:
+                value = found.b if found.a is MISSING else found.a
+                text = found.key if value is None else f"{found.key} ({value!r})"
+                names = words.setdefault((found.a is MISSING, _neutral(found.key, value)), [])
+                if text not in names:
+                    names.append(text)
+            elif found.key in SCHEDULER_KEYS:
+                notes.append(f"{found.key}: {found.a!r} in {{A}}, {found.b!r} in {{B}}; only schedulers use it")
+        for (only_in_b, neutral), names in words.items():
+            lacks, has = ("{A}", "{B}") if only_in_b else ("{B}", "{A}")
+            why = f"neutral in {has}" if neutral else f"in {has} it does not touch the rule"
+            notes.append(f"{lacks} has no {', '.join(names)} ({why})")
+        return notes
+
+    def _groups(self, pair: int, group_a: int, group_b: int, rows_a: _Options, rows_b: _Options) -> NDArray[np.int64]:
+        own_a = np.flatnonzero((rows_a.pair == pair) & (rows_a.group == group_a))
+        own_b = np.flatnonzero((rows_b.pair == pair) & (rows_b.group == group_b))
+        steps = np.intersect1d(rows_a.step[own_a], rows_b.step[own_b])
+        if not len(steps):
+            return steps
+        names_a = {rows_a.names[code] for code in np.unique(rows_a.key[own_a])}
+        names_b = {rows_b.names[code] for code in np.unique(rows_b.key[own_b])}
+        of_b = match_hyper(names_a, names_b, self._renaming)
+        codes_a = {name: code for code, name in enumerate(rows_a.names)}
+        codes_b = {name: code for code, name in enumerate(rows_b.names)}
+        unequal: set[int] = set()
+        keys: list[tuple[str | None, str | None]] = [(name, of_b.get(name)) for name in sorted(names_a)]
+        keys += [(None, name) for name in sorted(names_b - set(of_b.values()))]
+        nowhere = np.full(len(steps), -1)
+        for name_a, name_b in keys:
+            row_a = _by_step(rows_a, own_a, codes_a[name_a], steps) if name_a is not None else nowhere
+            row_b = _by_step(rows_b, own_b, codes_b[name_b], steps) if name_b is not None else nowhere
+            wrong = _unequal(rows_a, rows_b, row_a, row_b)
+            self.compared += len(steps)
+            if wrong.any():
+                place = (pair, group_a, group_b, name_a or name_b or "")
+                if self._note(place, name_b or name_a or "", (rows_a, rows_b), (row_a, row_b), steps, wrong):
+                    unequal.update(steps[wrong].tolist())
+        return np.array(sorted(unequal), np.int64)
+
+    def _note(
+        self,
+        place: tuple[int, int, int, str],
+        name_b: str,
+        sides: tuple[_Options, _Options],
+        rows: tuple[NDArray[np.int64], NDArray[np.int64]],
+        steps: NDArray[np.int64],
+        wrong: NDArray[np.bool_],
+    ) -> bool:
+        """Remember one option that differs; whether it decides."""
+        first = int(np.flatnonzero(wrong)[0])
+        a, b = (
+            side.value(int(row[first])) if row[first] >= 0 else MISSING for side, row in zip(sides, rows, strict=True)
+        )
+        name = place[3]
+        decides = not (name in STRUCTURE or name in SCHEDULER_KEYS)
+        if decides and (a is MISSING or b is MISSING):
+            decides = not _neutral(name, b if a is MISSING else a)
+        known = self.differences.get(place)
+        if known is None:
+            new = HyperDifference(*place, name_b, int(steps[first]), a, b, int(wrong.sum()), decides)
+            self.differences[place] = new
+            return decides
+        if decides and not known.decides:
+            known.step, known.a, known.b, known.decides = int(steps[first]), a, b, True
+        known.count += int(wrong.sum())
+        return decides
+
+
+def _neutral(name: str, value: Any) -> bool:
+    return value is None or (name in NEUTRAL and value == NEUTRAL[name])
+
+
+def _by_step(rows: _Options, own: NDArray[np.int64], key: int, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row of an option at each step, -1 where it has none."""
+    mine = own[rows.key[own] == key]
+    order = mine[np.argsort(rows.step[mine], kind="stable")]
+    if not len(order):
+        return np.full(len(steps), -1)
+    place = np.minimum(np.searchsorted(rows.step[order], steps), len(order) - 1)
+    return np.where(rows.step[order][place] == steps, order[place], -1)
+
+
+def _unequal(
+    rows_a: _Options, rows_b: _Options, row_a: NDArray[np.int64], row_b: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether the values differ; numbers of any kind by value, NaN equal to NaN, all else by kind and text."""
+    if not len(rows_a.step) or not len(rows_b.step):
+        return np.asarray((row_a >= 0) != (row_b >= 0))
+    number_a, number_b = rows_a.number[row_a], rows_b.number[row_b]
+    numeric_a = np.isin(rows_a.kind, [i for i, kind in enumerate(rows_a.kinds) if kind in _NUMBERS])[row_a]
+    numeric_b = np.isin(rows_b.kind, [i for i, kind in enumerate(rows_b.kinds) if kind in _NUMBERS])[row_b]
+    text_a = np.array(rows_a.texts, dtype=object)[rows_a.text[row_a]]
+    text_b = np.array(rows_b.texts, dtype=object)[rows_b.text[row_b]]
+    kind_a = np.array(rows_a.kinds, dtype=object)[rows_a.kind[row_a]]
+    kind_b = np.array(rows_b.kinds, dtype=object)[rows_b.kind[row_b]]
+    same_number = (number_a == number_b) | (np.isnan(number_a) & np.isnan(number_b))
+    same = np.where(numeric_a & numeric_b, same_number, kind_a == kind_b).astype(bool) & (text_a == text_b)
+    there_a, there_b = row_a >= 0, row_b >= 0
+    wrong: NDArray[np.bool_] = np.where(there_a & there_b, ~same.astype(bool), there_a != there_b)
+    return wrong
+
+
+def _load(source: Source, optimizers: Sequence[int], low: int, high: int, offsets: Sequence[int]) -> _Options:
+    """Rows of A's steps low to high of the optimizers of each pair."""
+    own = (low - max(offsets), high - min(offsets))
+    only = optimizers[0] if len(optimizers) == 1 else None
+    table = source.trace.arrow("groups", step=own, optimizer=only)
+    own_step = table.column("step").to_numpy().astype(np.int64)
+    optimizer = table.column("optimizer").to_numpy().astype(np.int64)
+    pairs = np.full(max(int(optimizer.max(initial=0)), *optimizers) + 1, -1, np.int64)
+    pairs[list(optimizers)] = np.arange(len(optimizers))
+    pair = pairs[optimizer]
+    step = own_step + np.array(offsets, np.int64)[pair]
+    stretch_low, stretch_high = source.steps
+    keep = (pair >= 0) & (step >= low) & (step <= high)
+    keep &= (own_step >= (stretch_low or 0)) & (own_step <= (stretch_high if stretch_high is not None else own[1]))
+    key, names = coded(table.column("key"))
+    kind, kinds = coded(table.column("kind"))
+    text, texts = coded(table.column("text"))
+    return _Options(
+        pair[keep],
+        step[keep],
+        table.column("group").to_numpy().astype(np.int64)[keep],
+        key[keep],
+        names,
+        kind[keep],
+        kinds,
+        table.column("number").to_numpy()[keep],
+        text[keep],
+        texts,
+    )

@@ -1,0 +1,237 @@
+"""Comparing two runs: the public `optrace.diff`, which puts the parts of this room together."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optrace.compare import evidence
+from optrace.compare.align import Alignment, align_steps
+from optrace.compare.columns import Numbering, Side
+from optrace.compare.facts import Facts
+from optrace.compare.hyper import HyperComparison
+from optrace.compare.match import Matching, match_sources
+from optrace.compare.names import Renaming
+from optrace.compare.origin import compare_origins
+from optrace.compare.presence import Presence
+from optrace.compare.report import DiffReport, Divergence, Extent, Lane
+from optrace.compare.sameness import what_is_same
+from optrace.compare.source import Source, TraceLike, distinct_names, open_source
+from optrace.compare.state_names import match_state
+from optrace.compare.step_notes import note_steps
+from optrace.compare.timeline import Timeline
+from optrace.compare.tolerance import Tolerance
+from optrace.compare.walk import Order, Tally, Walk
+from optrace.errors import CompareError
+
+
+def diff(
+    a: str | Path | TraceLike,
+    b: str | Path | TraceLike = "latest",
+    *,
+    align: str | tuple[int, int] | None = None,
+    map: Sequence[str] = (),
+    state: Sequence[str] = (),
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    eps: float | None = None,
+    exact: bool = False,
+    limit: int = 100,
+    progress: Callable[[int, int], Any] | None = None,
+) -> DiffReport:
+    """Compare two traces: where do they part, since when, in what.
+
+    Args:
+        a: the reference: a run folder, `RUN@1`, `RUN@SGD` (an optimizer), `RUN@rank=3`, `RUN@500:600` (steps),
+            `golden:NAME`, a file in golden format, or an open Trace.
+        b: the candidate, likewise.
+        align: `I:J`: step I of A is step J of B. Default: equal numbers, or where a resumed run picked up.
+        map: `OLD=NEW` rules; OLD is a regular expression on A's names of parameters, quantities and hyper-parameters.
+        state: `OLD=NEW` rules; A's state OLD is B's NEW.
+        rtol: relative tolerance beside the eps of the dtype.
+        atol: absolute tolerance.
+        eps: roundings granted to one step, in eps of the coarser dtype; default 4, and 64 for gradients that come from
+            other kernels.
+        exact: judge by bits, whatever the runs were made with.
+        limit: divergences kept one by one; all are counted.
+        progress: told (steps done, steps in all) after each stretch.
+
+    Returns:
+        DiffReport: `.same`, `.first`, `.causes`, `.divergences`, `str(report)`.
+
+    Raises:
+        TraceError: a side is missing or unreadable.
+        CompareError: the two have no parameter or no step in common, or an argument is malformed.
+    """
+    for name, number in (("rtol", rtol), ("atol", atol), ("eps", eps), ("limit", limit)):
+        if number is not None and not number >= 0:
+            raise CompareError(f"{name} is {number}; it is a number from 0")
+    source_a, source_b = open_source(a), open_source(b)
+    renaming = Renaming.parse(tuple(map), tuple(state))
+    matching = match_sources(source_a, source_b, renaming)
+    alignment = align_steps(source_a, source_b, matching, align)
+    comparison = _Comparison(source_a, source_b, matching, alignment, renaming, Tolerance(rtol, atol, eps))
+    return comparison.report(exact, limit, progress)
+
+
+class _Comparison:
+    """One comparison from matching to report."""
+
+    def __init__(
+        self,
+        a: Source,
+        b: Source,
+        matching: Matching,
+        alignment: Alignment,
+        renaming: Renaming,
+        tolerance: Tolerance,
+    ) -> None:
+        self.a, self.b = a, b
+        self.names = distinct_names(a, b)
+        self.matching, self.alignment, self.renaming, self.tolerance = matching, alignment, renaming, tolerance
+        self.numbering = Numbering(matching, renaming)
+        self.timeline = Timeline(a, b, matching, alignment.offsets)
+        self.side_a = Side(a, self.numbering, [0] * len(matching.pairs), is_a=True)
+        self.side_b = Side(b, self.numbering, alignment.offsets, is_a=False)
+        self.hyper = HyperComparison(a, b, matching, alignment.offsets, renaming)
+        self.presence = Presence(a, b, self.numbering, alignment.offsets)
+        self.origin = compare_origins(a, b, matching)
+
+    def report(self, exact: bool, limit: int, progress: Callable[[int, int], Any] | None) -> DiffReport:
+        """Compare and write up."""
+        decides = exact or self.origin.equal
+        state_notes = match_state(self.side_a, self.side_b, self.numbering, [int(s) for s in self.timeline.steps[:8]])
+        walk = Walk(
+            (self.side_a, self.side_b),
+            self.numbering,
+            self.timeline,
+            self.hyper,
+            self.presence,
+            self.tolerance,
+            upstream_differs=not self.origin.equal,
+            exact_decides=decides,
+            limit=limit,
+        )
+        walk.run(progress)
+        self._refuse_unused_rules()
+        presence = self.presence.judge()
+        facts = Facts(self.matching, self.numbering, self.timeline)
+        certain = [
+            *facts.of_hyper(self.hyper),
+            *facts.of_missing(presence.missing),
+            *facts.of_dtypes(self.a, self.b, self.side_a, self.side_b),
+        ]
+        deciding = walk.exact if decides else walk.tolerance
+        lanes = _lane(walk.exact, certain), _lane(walk.tolerance, certain)
+        verdict = "same" if lanes[0 if decides else 1].same else "differ"
+        candidates = certain + ([deciding.first] if deciding.first else [])
+        first = min(candidates, key=lambda item: item[0])[1] if candidates else None
+        rows = sorted(certain + deciding.rows, key=lambda item: (item[1].kind != "missing", item[0]))
+        notes = [
+            *self.matching.notes,
+            *state_notes.notes,
+            *presence.notes,
+            *self.timeline.notes,
+            *self.hyper.notes(),
+            *note_steps(self.a, self.b, self.matching, self.alignment.offsets),
+            *_lane_notes(walk, lanes, decides),
+            *self.origin.notes,
+        ]
+        return DiffReport(
+            a=self.names[0],
+            b=self.names[1],
+            verdict=verdict,
+            lane="exact" if decides else "tolerance",
+            exact=lanes[0],
+            tolerance=lanes[1],
+            evidence=_evidence(walk, decides, first),
+            first=first,
+            causes=(),
+            rows=tuple(divergence for _, divergence in rows[:limit]),
+            n_divergences=len(certain) + deciding.n_rows,
+            n_unproven=walk.n_unproven,
+            only_in_a=(*self.matching.only_in_a, *facts.words(presence.missing, only_in_a=True)),
+            only_in_b=(*self.matching.only_in_b, *facts.words(presence.missing, only_in_a=False)),
+            provenance=self.origin.differences,
+            notes=tuple(dict.fromkeys(self._named(note) for note in notes)),
+            matched=tuple(what_is_same(first, deciding, self.hyper, self.timeline, self.presence.on_both)),
+            alignment=self._named(self.alignment.note) if self.alignment.note else None,
+            next=self._next(first),
+            extent=Extent(
+                steps=self.timeline.n_steps,
+                params=len(self.matching.cells),
+                rows=walk.n_rows,
+                hyper=self.hyper.compared,
+                optimizers=tuple((pair.a, pair.class_a) for pair in self.matching.pairs),
+            ),
+        )
+
+    def _refuse_unused_rules(self) -> None:
+        names_a = {cell.param_a for cell in self.matching.cells} | self.hyper.names_a | set(self.numbering.quantities)
+        names_b = {cell.param_b for cell in self.matching.cells} | self.hyper.names_b
+        self.renaming.refuse_unused(names_a, names_b)
+
+    def _named(self, note: str) -> str:
+        return note.replace("{A}", self.names[0]).replace("{B}", self.names[1])
+
+    def _next(self, first: Divergence | None) -> str:
+        """The command that shows the first divergence in B, or in A where B has nothing there."""
+        if first is None:
+            return ""
+        here = self.a if first.kind == "missing" and first.b is None else self.b
+        step = first.step if here is self.a else first.step_b
+        words = ["optrace", "show", here.spec]
+        if first.kind == "hyper":
+            words += ["groups", "--step", str(step)]
+        elif first.param is None:
+            words += ["steps"]
+        else:
+            cells = self.matching.cells
+            name = first.param
+            if here is self.b:
+                name = next((cell.param_b for cell in cells if cell.param_a == first.param), first.param)
+            words += ["tensors", "--step", str(step), "--param", name]
+        return " ".join(shlex.quote(word) for word in words)
+
+
+def _lane(tally: Tally, certain: Sequence[tuple[Order, Divergence]]) -> Lane:
+    candidates = [*certain, *([tally.first] if tally.first else [])]
+    first = min(candidates, key=lambda item: item[0])[1].place if candidates else None
+    passes = None if certain or not np.isfinite(tally.would_pass) else _rounded_up(tally.would_pass)
+    return Lane(not candidates, first, tally.n_different + len(certain), tally.max_eps, passes)
+
+
+def _rounded_up(number: float) -> float:
+    """The number with three digits, rounded up, so that it still passes as a tolerance."""
+    if number <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return float(f"{math.ceil(number / unit * (1 - 1e-12)) * unit:.3g}") if unit else number
+
+
+def _evidence(walk: Walk, decides: bool, first: Divergence | None) -> str:
+    if first is not None:
+        return "bitwise" if decides and first.kind == "value" else first.evidence
+    return "bitwise" if decides or not walk.exact.n_different else evidence.WORDS[walk.tolerance.weakest]
+
+
+def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str]:
+    exact, tolerance = lanes
+    notes = []
+    if decides and not exact.same and tolerance.same:
+        notes.append("within tolerance the two are the same; it is the bits that differ")
+    if not decides and not tolerance.same and tolerance.would_pass_at is not None:
+        notes.append(f"a tolerance of --eps {tolerance.would_pass_at:g} would have passed")
+    if not decides and walk.n_unproven:
+        notes.append(
+            f"{walk.n_unproven:,} rows differ in bits while all that was recorded of them agrees;"
+            " to be sure record both with --values full"
+        )
+    if walk.drifted and tolerance.same and not decides:
+        notes.append("the numbers drifted further apart than one step's rounding, by rounding that adds up")
+    return notes

@@ -1,0 +1,48 @@
+"""What the table `steps` says beside the numbers: since when batches, random states and losses differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optrace.compare.match import Matching
+from optrace.compare.source import Source
+
+_WORDS = {
+    "batch": "the batches differ since step {step}",
+    "rng": "the random state differs since step {step}",
+    "n_backward": "the number of backward passes differs since step {step}: {a:g} in {{A}}, {b:g} in {{B}}",
+    "n_skipped": "the number of skipped steps differs since step {step}: {a:g} in {{A}}, {b:g} in {{B}}",
+    "loss": "the loss differs since step {step}: {a!r} in {{A}}, {b!r} in {{B}}",
+}
+
+
+def note_steps(a: Source, b: Source, matching: Matching, offsets: Sequence[int]) -> Iterator[str]:
+    """A note for each column of `steps` that differs, with the first step; nulls are unknown and left alone."""
+    columns = ["step", "optimizer", *_WORDS]
+    table_a, table_b = a.trace.arrow("steps", columns=columns), b.trace.arrow("steps", columns=columns)
+    if not table_a.num_rows or not table_b.num_rows:
+        return
+    for name, words in _WORDS.items():
+        firsts = []
+        for pair, offset in zip(matching.pairs, offsets, strict=True):
+            step_a, value_a = _known(table_a, name, pair.a)
+            step_b, value_b = _known(table_b, name, pair.b)
+            steps, at_a, at_b = np.intersect1d(step_a, step_b + offset, return_indices=True)
+            one, other = value_a[at_a], value_b[at_b]
+            unequal = np.flatnonzero((one != other) & ~((one != one) & (other != other)))
+            if len(unequal):
+                first = unequal[0]
+                firsts.append((int(steps[first]), one[first].item(), other[first].item()))
+        if firsts:
+            step, value_a, value_b = min(firsts)
+            yield words.format(step=step, a=value_a, b=value_b)
+
+
+def _known(table: Any, name: str, optimizer: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    column = table.column(name)
+    known = column.is_valid().to_numpy() & (table.column("optimizer").to_numpy() == optimizer)
+    return table.column("step").to_numpy()[known], column.fill_null(0).to_numpy()[known]

@@ -1,0 +1,314 @@
+"""Goes through two traces stretch by stretch, in bounded memory, and gathers what differs, how far, what was first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from optrace.compare import evidence
+from optrace.compare.columns import Floats, Ints, Numbering, Side
+from optrace.compare.grid import Bools, Grid, lay_out
+from optrace.compare.hyper import HyperComparison
+from optrace.compare.order import (
+    PARAM_IN_RANK,
+    STATE_IN_RANK,
+    Carry,
+    Inputs,
+    earliest,
+    group_mask,
+    rank_of,
+    trace_inputs,
+)
+from optrace.compare.presence import Presence
+from optrace.compare.report import Divergence
+from optrace.compare.timeline import Timeline
+from optrace.compare.tolerance import Tolerance
+from optrace.compare.whole import judge_whole
+
+CELLS_AT_ONCE = 120_000
+"""Rows laid out at once, counting empty places: about 100 MB when every one of them differs."""
+
+Order = tuple[float, int, int]
+
+
+@dataclass
+class Tally:
+    """One lane's account."""
+
+    n_different: int = 0
+    max_eps: float = 0.0
+    would_pass: float = 0.0
+    first: tuple[Order, Divergence] | None = None
+    first_steps: dict[str, int] = field(default_factory=dict)
+    """First step (A's number) at which each quantity was different."""
+    rows: list[tuple[Order, Divergence]] = field(default_factory=list)
+    n_rows: int = 0
+    weakest: int = evidence.BITWISE
+
+    def offer(self, order: Order, make: Callable[[], Divergence]) -> None:
+        """Take a candidate for the first divergence."""
+        if self.first is None or order < self.first[0]:
+            self.first = (order, make())
+
+
+class Walk:
+    """Compares all stretches; afterwards `exact`, `tolerance` and `presence` hold what was found."""
+
+    def __init__(
+        self,
+        sides: tuple[Side, Side],
+        numbering: Numbering,
+        timeline: Timeline,
+        hyper: HyperComparison,
+        presence: Presence,
+        tolerance: Tolerance,
+        *,
+        upstream_differs: bool,
+        exact_decides: bool,
+        limit: int,
+    ) -> None:
+        self.side_a, self.side_b = sides
+        self.numbering = numbering
+        self.timeline = timeline
+        self.hyper = hyper
+        self.presence = presence
+        self.wanted = tolerance
+        self.upstream_differs = upstream_differs
+        self.exact_decides = exact_decides
+        self.limit = limit
+        self.exact, self.tolerance = Tally(), Tally()
+        self.n_rows = 0
+        self.n_unproven = 0
+        self.drifted = False
+        """Whether numbers drifted beyond the tolerance while every step stayed within it."""
+        self._carry = Carry()
+
+    def run(self, progress: Callable[[int, int], Any] | None = None) -> None:
+        """Compare everything; `progress` is told steps done and all after each stretch."""
+        steps = self.timeline.steps
+        done, previous = 0, None
+        while done < len(steps):
+            size = max(len(self.numbering.cells), 1) * max(len(self.numbering.quantities), 8)
+            count = max(CELLS_AT_ONCE // size, 1) if done else min(4, max(CELLS_AT_ONCE // size, 1))
+            part = steps[done : done + count]
+            self._stretch(int(part[0]), int(part[-1]), previous)
+            previous = int(part[-1])
+            done += len(part)
+            if progress is not None:
+                progress(done, len(steps))
+
+    def _stretch(self, low: int, high: int, previous: int | None) -> None:
+        unequal = self.hyper.stretch(low, high)
+        grid = lay_out(self.side_a, self.side_b, self.numbering, low, high, previous)
+        if not len(grid.steps):
+            return
+        cells = self.numbering.cells
+        pair_of = np.array([cell.pair for cell in cells], np.int64)
+        groups = np.array([(cell.pair, cell.group_a, cell.group_b) for cell in cells], np.int64).reshape(-1, 3)
+        first_new = 1 if grid.overlap else 0
+        common = self.timeline.common(grid.steps)
+        self.presence.add(grid, common, pair_of)
+        differs = grid.differs.copy()
+        differs &= common[:, pair_of][:, :, None]
+        differs[:first_new] = False
+        self.n_rows += int((grid.both[first_new:] & common[first_new:, pair_of][:, :, None]).sum())
+        where = np.nonzero(differs)
+        time = self.timeline.times(grid.steps)
+        hyper = group_mask(unequal, grid.steps, groups)
+        n_params = len(self.numbering.matching.cells)
+        found = None
+        errors = np.zeros(differs.shape)
+        if len(where[0]):
+            found = evidence.judge(grid, self.side_a, self.side_b, self.numbering, where, self.wanted)
+            errors[where] = np.maximum(found.raw, 1.0)
+        elif not self._carry.errors and not self._carry.noise:
+            return
+        inputs = trace_inputs(grid, errors, pair_of, n_params, hyper, time, self._carry)
+        if found is not None:
+            _Judgement(self, grid, where, found, inputs, time, pair_of).take()
+
+
+class _Judgement:
+    """Both lanes' verdicts on the differing rows of one stretch."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        grid: Grid,
+        where: tuple[Ints, ...],
+        found: evidence.Errors,
+        inputs: Inputs,
+        time: Floats,
+        pair_of: Ints,
+    ) -> None:
+        self.walk, self.grid, self.found, self.time, self.pair_of = walk, grid, found, time, pair_of
+        self.s, self.c, self.q = where
+        self.inputs = inputs.errors[where]
+        ranks = np.array([rank_of(name) for name in grid.names])
+        self.rank = ranks[self.q]
+        before = np.isin(self.rank, (PARAM_IN_RANK, STATE_IN_RANK))
+        gap = np.where(before, inputs.gap[self.s, self.c], 1)
+        roundings = [walk.wanted.roundings(name, walk.upstream_differs) for name in grid.names]
+        with np.errstate(invalid="ignore"):
+            self.widened = (1 + self.inputs) * gap
+            self.granted = np.array(roundings)[self.q] * self.widened
+        self.plain = np.array(roundings)[self.q]
+        self.net, self.raw = found.net.copy(), found.raw.copy()
+        self.evidence = found.evidence.copy()
+
+    def take(self) -> None:
+        """Count, look closer where it matters, and remember what was first."""
+        walk = self.walk
+        fails = self._fails()
+        if _has_values(walk.side_a) and _has_values(walk.side_b):
+            self._look_closer(fails)
+            fails = self._fails()
+        order = self._orders()
+        self._exact(order)
+        self._tolerance(order, fails)
+
+    def _fails(self) -> Bools:
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.net > self.granted)
+
+    def _look_closer(self, fails: Bools) -> None:
+        """Compare whole values where they are stored: of unproven rows, as long as nothing has failed before them."""
+        walk, grid = self.walk, self.grid
+        last = self.s[fails].min() if fails.any() else len(grid.steps)
+        if walk.tolerance.first is not None:
+            return
+        doubtful = np.flatnonzero((self.evidence > evidence.VALUES) & ~fails & (self.s <= last))
+        for row in doubtful:
+            whole = judge_whole(
+                walk.side_a, walk.side_b, walk.numbering, grid, self.s[row], self.c[row], self.q[row], walk.wanted
+            )
+            if whole is not None:
+                self.raw[row], self.net[row], self.evidence[row] = whole.raw, whole.net, evidence.VALUES
+
+    def _orders(self) -> tuple[Floats, Ints, Ints]:
+        return self.time[self.s, self.pair_of[self.c]], self.rank, self.c
+
+    def _exact(self, order: tuple[Floats, Ints, Ints]) -> None:
+        tally = self.walk.exact
+        tally.n_different += len(self.s)
+        tally.max_eps = max(tally.max_eps, float(self.raw.max(initial=0.0)))
+        tally.would_pass = max(tally.would_pass, float(self.net.max(initial=0.0)))
+        self._first(tally, np.ones(len(self.s), bool), order)
+        if self.walk.exact_decides:
+            self._keep(tally, np.ones(len(self.s), bool), order)
+
+    def _tolerance(self, order: tuple[Floats, Ints, Ints], fails: Bools) -> None:
+        walk, tally = self.walk, self.walk.tolerance
+        judged = np.isfinite(self.inputs)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            single = np.where(judged, self.raw / self.widened, 0.0)
+            single_net = np.where(judged, self.net / self.widened, 0.0)
+        tally.max_eps = max(tally.max_eps, float(single.max(initial=0.0)))
+        tally.would_pass = max(tally.would_pass, float(single_net.max(initial=0.0)))
+        tally.n_different += int(fails.sum())
+        unproven = ~fails & (self.evidence > evidence.VALUES) & (self.net <= self.plain)
+        walk.n_unproven += int(unproven.sum())
+        tally.weakest = max(tally.weakest, int(self.evidence.max(initial=0)))
+        self._first(tally, fails, order)
+        beyond = self.net > self.plain
+        walk.drifted |= bool((beyond & ~fails & judged).any())
+        if tally.first is not None and not walk.exact_decides:
+            start = tally.first[0][:2]
+            times, ranks, _ = order
+            after = (times > start[0]) | ((times == start[0]) & (ranks >= start[1]))
+            self._keep(tally, beyond & after, order)
+
+    def _first(self, tally: Tally, which: Bools, order: tuple[Floats, Ints, Ints]) -> None:
+        if not which.any():
+            return
+        mask = np.zeros(self.grid.differs.shape, bool)
+        mask[self.s[which], self.c[which], self.q[which]] = True
+        best = earliest(self.grid, mask, self.time, self.pair_of)
+        assert best is not None
+        row = int(np.flatnonzero((self.s == best[0]) & (self.c == best[1]) & (self.q == best[2]))[0])
+        alike = int((which & (self.s == best[0]) & (self.q == best[2])).sum())
+        key = (float(order[0][row]), int(order[1][row]), int(order[2][row]))
+        tally.offer(key, lambda: replace(self.divergence(row), count=alike))
+        for number, name in enumerate(self.grid.names):
+            own = which & (self.q == number)
+            if own.any() and name not in tally.first_steps:
+                tally.first_steps[name] = int(self.grid.steps[self.s[own].min()])
+
+    def _keep(self, tally: Tally, which: Bools, order: tuple[Floats, Ints, Ints]) -> None:
+        rows = np.flatnonzero(which)
+        tally.n_rows += len(rows)
+        room = self.walk.limit - len(tally.rows)
+        if room > 0 and len(rows):
+            times, ranks, cells = (part[rows] for part in order)
+            for row in rows[np.lexsort((cells, ranks, times))[:room]]:
+                key = (float(order[0][row]), int(order[1][row]), int(order[2][row]))
+                tally.rows.append((key, self.divergence(int(row))))
+
+    def divergence(self, row: int) -> Divergence:
+        """One differing row as a report has it."""
+        walk, found = self.walk, self.found
+        numbering = walk.numbering
+        cell = numbering.cells[int(self.c[row])]
+        pair = numbering.matching.pairs[cell.pair]
+        step = int(self.grid.steps[self.s[row]])
+        name = self.grid.names[int(self.q[row])]
+        kind = evidence.KIND_WORDS[found.kind[row]]
+        a: Any = None
+        b: Any = None
+        index = None
+        if kind == "none":
+            a, b = (
+                bool(rows.columns["present"][at[self.s[row], self.c[row], self.q[row]]])
+                for rows, at in ((self.grid.rows_a, self.grid.at_a), (self.grid.rows_b, self.grid.at_b))
+            )
+            a, b = ("a tensor" if a else None), ("a tensor" if b else None)
+        elif kind == "shape":
+            a, b = list(cell.shape_a or ()), list(cell.shape_b or ())
+        elif found.slot[row] >= 0:
+            a, b = float(found.a[row]), float(found.b[row])
+            index = _index(int(found.slot[row]), int(found.numel[row]), cell.shape_a)
+        granted = float(self.plain[row])
+        return Divergence(
+            step=step,
+            step_b=step - self.timeline_offset(cell.pair),
+            optimizer=pair.a,
+            group=cell.group_a,
+            param=cell.param_a,
+            quantity=name,
+            kind=kind,
+            evidence=evidence.WORDS[self.evidence[row]],
+            a=a,
+            b=b,
+            index=index,
+            eps=float(self.raw[row]),
+            granted=granted,
+            follows=bool(self.inputs[row] > 0),
+            dtype=found.dtype_of(row, cell),
+        )
+
+    def timeline_offset(self, pair: int) -> int:
+        """What is added to B's step numbers of a pair."""
+        return self.walk.timeline.offsets[pair]
+
+
+def _index(slot: int, numel: int, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Where in a tensor a slot of its sample lies."""
+    from optrace.trace.fingerprint import sample_indices
+
+    flat = int(sample_indices(numel)[slot])
+    if shape is not None and int(np.prod(shape, dtype=np.int64)) == numel:
+        return tuple(int(i) for i in np.unravel_index(flat, shape)) if shape else ()
+    return (flat,)
+
+
+def _has_values(side: Side) -> bool:
+    settings = side.source.trace.info.get("settings") or {}
+    return settings.get("values") in ("full", "grad")
+
+
+def rows_in_order(rows: Sequence[tuple[Order, Divergence]]) -> list[Divergence]:
+    """Divergences by their order."""
+    return [divergence for _, divergence in sorted(rows, key=lambda pair: pair[0])]
