@@ -245,6 +245,7 @@ class Session:
         with self._lock:
             self._write(track, optimizer, track.completed, finished, taken, "step", {})
             self._last_step = max(self._last_step, track.completed)
+            self._last_step = max(self._last_step, track.completed)
 
     def _write(
         self,
