@@ -1,0 +1,64 @@
+"""The hyper-parameters of recorded steps, put together again as the options that a rule takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from optrace.trace.reader import Trace
+
+_MEMBER = re.compile(r"(.+)\.([0-9]+)")
+
+
+def options_by_step(
+    trace: Trace, optimizer: int, first: int | None = None, last: int | None = None
+) -> dict[int, dict[int, dict[str, Any]]]:
+    """Options by step and group; `betas.0`, `betas.1` become the tuple `betas`. Equal options share one dict."""
+    rows = trace.arrow("groups", step=(first, last), optimizer=optimizer)
+    columns = [rows.column(name).to_pylist() for name in ("step", "group", "key", "kind", "number", "text")]
+    found: dict[int, dict[int, dict[str, Any]]] = {}
+    for step, group, key, kind, number, text in zip(*columns, strict=True):
+        found.setdefault(step, {}).setdefault(group, {})[key] = scalar(kind, number, text)
+    cache: dict[Any, dict[str, Any]] = {}
+    for groups in found.values():
+        for group, flat in groups.items():
+            key = tuple(flat.items()), tuple(type(value) for value in flat.values())
+            if key not in cache:
+                cache[key] = gather(flat)
+            groups[group] = cache[key]
+    return found
+
+
+def scalar(kind: str, number: float, text: str) -> Any:
+    """The stored scalar as Python's own; a kind that no rule reads is its text."""
+    if kind == "none":
+        return None
+    if kind == "bool":
+        return bool(number)
+    if kind == "int":
+        return int(text, 16) if text else int(number)
+    return number if kind == "float" else text
+
+
+def gather(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"betas.0": 0.9, "betas.1": 0.99}` as `{"betas": (0.9, 0.99)}`; other keys as they are."""
+    gathered: dict[str, Any] = {}
+    members: dict[str, dict[int, Any]] = {}
+    for key, value in flat.items():
+        if match := _MEMBER.fullmatch(key):
+            members.setdefault(match[1], {})[int(match[2])] = value
+        else:
+            gathered[key] = value
+    for key, parts in members.items():
+        if sorted(parts) == list(range(len(parts))):
+            gathered[key] = tuple(parts[i] for i in range(len(parts)))
+    return gathered
+
+
+def text_of(value: Any) -> str:
+    """A hyper-parameter as people write it."""
+    if isinstance(value, float):
+        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 and not math.isinf(value) else repr(value)
+    return repr(value)

@@ -1,0 +1,173 @@
+"""`optrace.replay`: every recorded step of a run recomputed from its own inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from optrace.errors import TraceError
+from optrace.reference.rule import RULES, Rule
+from optrace.reference.rule import rule as find_rule
+from optrace.reference.variants import VARIANTS
+from optrace.replayer.cubes import Cube, cubes, members_of
+from optrace.replayer.engine import Groups, Residuals, Step, arithmetic_dtype, residuals, spot
+from optrace.replayer.options import options_by_step
+from optrace.replayer.report import Look, Miss, ReplayReport
+from optrace.trace.reader import Trace, open_trace
+
+STEP_EPS = 4.0
+"""What a step may be off, in eps: the reference bounds of `reference` and other implementations of torch."""
+
+
+def replay(
+    run: str | os.PathLike[str] | Trace,
+    *,
+    rule: str | None = None,
+    optimizer: int = 0,
+    steps: tuple[int | None, int | None] = (None, None),
+    tolerance: float = STEP_EPS,
+) -> ReplayReport:
+    """Recompute each recorded step from its own recorded inputs and compare what came out.
+
+    Args:
+        run: a run folder or an open trace.
+        rule: torch's class name in any case (`sgd`, `AdamW`); None takes the recorded class name.
+        optimizer: index of the optimizer.
+        steps: first and last step, both included; None leaves a side open.
+        tolerance: how far a number may be off, in eps of its dtype and scale.
+
+    Raises:
+        TraceError: the run cannot be read, or holds neither samples nor the inputs of the rule.
+        OptraceError: there is no such rule, or the rule needs whole tensors.
+    """
+    trace = run if isinstance(run, Trace) else open_trace(run)
+    names = dict(trace.optimizers)
+    if optimizer not in names:
+        known = ", ".join(f"{i} ({name})" for i, name in names.items()) or "none"
+        raise TraceError(f"{trace.path} has no optimizer {optimizer}; it has {known}")
+    chosen = _choose(rule, names[optimizer])
+    members = members_of(trace, optimizer)
+    groups = _filled(options_by_step(trace, optimizer, *steps), chosen)
+    gatherer = _Gatherer(chosen.step, chosen.state_keys, groups, tolerance)
+    for cube in cubes(trace, optimizer, members, *steps):
+        gatherer.add(cube)
+    looks: tuple[Look, ...] = ()
+    if gatherer.first is not None:
+        looks = _looks_like(trace, optimizer, chosen, groups, steps, tolerance)
+    return gatherer.report(trace, optimizer, names[optimizer], chosen.name, looks)
+
+
+def _choose(rule: str | None, class_name: str) -> Rule:
+    if rule is not None:
+        chosen = find_rule(rule)
+    elif class_name.lower() in RULES:
+        chosen = RULES[class_name.lower()]
+    else:
+        raise TraceError(
+            f"the recorded optimizer is a {class_name}, which is no optimizer of torch; name the rule that it should"
+            f" follow with --rule ({', '.join(sorted(RULES))})"
+        )
+    if not chosen.elementwise:
+        raise TraceError(
+            f"{chosen.name} mixes the elements of a tensor, so it cannot be replayed from samples;"
+            f" the elementwise rules are {', '.join(sorted(n for n, r in RULES.items() if r.elementwise))}"
+        )
+    return chosen
+
+
+def _filled(groups: dict[int, dict[int, dict[str, Any]]], rule: Rule) -> Groups:
+    """Options that the record lacks take the rule's defaults."""
+    full: dict[int, dict[str, Any]] = {}
+    return {
+        step: {g: full.setdefault(id(options), {**rule.defaults, **options}) for g, options in by_group.items()}
+        for step, by_group in groups.items()
+    }
+
+
+class _Gatherer:
+    """Adds up the residuals of stretch after stretch."""
+
+    def __init__(self, step: Step, keys: Sequence[str], groups: Groups, tolerance: float) -> None:
+        self.step, self.keys, self.groups, self.tolerance = step, keys, groups, tolerance
+        self.first: Miss | None = None
+        self.worst = 0.0
+        self.judged: list[int] = []
+        self.n_numbers = 0
+        self.n_differing = 0
+        self.whole = True
+
+    def add(self, cube: Cube) -> None:
+        """Judge one stretch."""
+        found = residuals(self.step, self.keys, cube, self.groups)
+        worst = found.worst
+        judged = ~np.isnan(worst)
+        self.judged += found.steps[judged.any(axis=1)].tolist()
+        used = np.array([member.used for member in cube.members])
+        self.n_numbers += int(sum((~np.isnan(t) * used).sum() for t in (found.param, *found.state.values())))
+        beyond = judged & (worst > self.tolerance)
+        self.n_differing += int(beyond.any(axis=1).sum())
+        if judged.any():
+            self.worst = max(self.worst, float(np.nanmax(worst)))
+        self.whole &= all(member.numel <= 16 for member in cube.members)
+        if self.first is None and beyond.any():
+            self.first = self._miss(cube, found, beyond)
+
+    def _miss(self, cube: Cube, found: Residuals, beyond: Any) -> Miss:
+        i = int(np.argmax(beyond.any(axis=1)))
+        m = int(np.argmax(beyond[i]))
+        errors = {"param": found.param[i, m]} | {f"state.{k}": t[i, m] for k, t in found.state.items()}
+        quantity = next(q for q, error in errors.items() if error > self.tolerance)
+        recorded, expected, before = spot(self.step, self.keys, cube, self.groups, i, m, quantity)
+        member = cube.members[m]
+        return Miss(
+            int(cube.steps[i]), member.group, member.name, quantity, recorded, expected, before, float(errors[quantity])
+        )
+
+    def report(self, trace: Trace, optimizer: int, class_name: str, rule: str, looks: tuple[Look, ...]) -> ReplayReport:
+        """The frozen result."""
+        notes = list(trace.problems)
+        if not self.judged:
+            notes.append(
+                "no step has samples of param and grad; record with --values sample (the default) or more, and with"
+                " these quantities"
+            )
+        ends = (self.judged[0], self.judged[-1]) if self.judged else (0, 0)
+        return ReplayReport(
+            trace.path.name,
+            optimizer,
+            class_name,
+            rule,
+            ends,
+            len(self.judged),
+            self.n_numbers,
+            self.n_differing,
+            self.tolerance,
+            self.worst,
+            bool(self.judged) and self.first is None,
+            self.first,
+            looks,
+            self.whole,
+            tuple(notes),
+        )
+
+
+def _looks_like(
+    trace: Trace, optimizer: int, rule: Rule, groups: Groups, steps: tuple[int | None, int | None], tolerance: float
+) -> tuple[Look, ...]:
+    """Variants of the rule that give every recorded number; those that agree with each other are all listed."""
+    left = list(VARIANTS.get(rule.name, ()))
+    hyper = next((options for by_group in groups.values() for options in by_group.values()), {})
+    for cube in cubes(trace, optimizer, members_of(trace, optimizer), *steps):
+        for variant in tuple(left):
+            worst = residuals(variant.step, rule.state_keys, cube, groups).worst
+            if (np.nan_to_num(worst, nan=0.0) > tolerance).any():
+                left.remove(variant)
+        if not left:
+            break
+    return tuple(Look(v.name, v.code, *v.words(hyper)) for v in left)
+
+
+__all__ = ["STEP_EPS", "arithmetic_dtype", "replay"]
