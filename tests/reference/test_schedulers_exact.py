@@ -98,6 +98,23 @@ def test_last_epoch_resumes_as_in_torch(which: Case, last_epoch: int) -> None:
     pair.steps(25)
 
 
+@pytest.mark.filterwarnings("ignore:To get the last learning rate")
+@pytest.mark.parametrize("last_epoch", [0, 4, 11])
+@pytest.mark.parametrize("which", SINGLE, ids=str)
+def test_get_lr_called_by_hand_equals_torch(which: Case, last_epoch: int) -> None:
+    def build(side: Any, optimizer: Any) -> Any:
+        which.build(side, optimizer)
+        return which.build(side, optimizer, last_epoch=last_epoch)
+
+    pair = Pair(Case(which.name, build, which.optimizer)).build()
+    asked: list[Any] = []
+    for _ in range(2):
+        if not pair.ended:
+            pair.act(lambda index: asked.append(pair.schedulers[index].get_lr()))
+            pair.steps(1)
+    assert repr(asked[0::2]) == repr(asked[1::2])
+
+
 def test_resuming_a_fresh_optimizer_by_last_epoch_is_refused() -> None:
     pair = Pair(case("StepLR", step_size=3, last_epoch=4)).build()
     assert pair.ended

@@ -11,7 +11,7 @@ class ConstantLR(LRScheduler):
     """A fraction of lr until epoch `total_iters`, then the whole.
 
         chained:  lr(0) = lr_initial * factor;   lr(total_iters) = lr * (1 / factor);   unchanged at other epochs
-        closed:   lr(e) = lr_initial * factor   for e < total_iters,   lr_initial * (factor + (1 - factor))   after
+        closed:   lr(e) = lr_initial * factor   for e < total_iters;   lr_initial   from then on
 
     Traps: factor=0 is accepted, and the division at total_iters raises ZeroDivisionError. total_iters=0 is not off: the
     chained form applies the factor at epoch 0 and never takes it back, while the closed form gives the initial lr.
@@ -51,8 +51,7 @@ class ConstantLR(LRScheduler):
         return self._kept()
 
     def _get_closed_form_lr(self) -> list[float]:
-        whole = self.last_epoch >= self.total_iters
-        return self._base_times(self.factor + whole * (1 - self.factor))
+        return self._base_times(self.factor if self.last_epoch < self.total_iters else 1.0)
 
 
 class LinearLR(LRScheduler):
