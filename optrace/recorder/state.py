@@ -113,11 +113,11 @@ def locate_leaf(value: Any, scalars: Scalars, keep: list[Any]) -> Found:
         return locate(value, keep)
     if isinstance(value, bool | int | float):
         return scalars.place(value)
-    if isinstance(value, np.generic | np.ndarray):
+    if isinstance(value, np.generic | np.ndarray | complex):
+        array = np.array(value, order="C")
         try:
-            return locate(torch.from_numpy(np.array(value, order="C")), keep)
+            keep.append(torch.from_numpy(array))
         except TypeError:
-            return 0, 0, Unmeasurable(f"a NumPy array of {value.dtype}")
-    if isinstance(value, complex):
-        return locate(torch.tensor(value, dtype=torch.complex128), keep)
+            return 0, 0, Unmeasurable(f"a NumPy array of {array.dtype}")
+        return locate(keep[-1], keep)
     return 0, 0, Unmeasurable(f"a {type(value).__module__}.{type(value).__qualname__} holds no numbers")

@@ -275,13 +275,17 @@ def _all_unmeasurable(params: list[Any]) -> bool:
     return all(isinstance(locate(param, [])[2], Unmeasurable) for param in params)
 
 
+def _differs_from_zero(rate: Any) -> bool:
+    return bool((rate.detach() if isinstance(rate, torch.Tensor) else rate) != 0)
+
+
 def _initialises_state(optimizer: Any, params: list[Any]) -> bool:
     """Whether this step only makes the optimizer create its state: every lr 0, every gradient zero, no state yet.
 
     torch.distributed.checkpoint does so before it can load or save an optimizer that has not stepped.
     """
     rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
-    if not rates or any(float(rate) != 0 for rate in rates):
+    if not rates or any(_differs_from_zero(rate) for rate in rates):
         return False
     with_grad = [param for param in params if param.is_leaf and param.grad is not None]
     if not with_grad or any(optimizer.state.get(param) for param in with_grad):
