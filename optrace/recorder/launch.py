@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,10 @@ def launch(program: Program, settings: Settings) -> NoReturn:
     place.check(shown, settings.force, above, os.environ)
     if not settings.quiet and _speaks_for_its_job():
         say(f"recording to {shown} from the first optimizer step on")
+        if program.kind == "script" and not os.path.lexists(program.args[0]) and shutil.which(program.args[0]):
+            say(
+                f"there is no script {program.args[0]}; to run the command write: optrace record -- {program.args[0]} ..."
+            )
     _become(program.command(options), environment(settings, above))
 
 
@@ -112,8 +117,6 @@ def _become(command: list[str], environ: dict[str, str]) -> NoReturn:
         os.execvpe(command[0], command, environ)
     except OSError as error:
         if error.errno == errno.ENOEXEC:
-            import shutil
-
             os.execve("/bin/sh", ["/bin/sh", shutil.which(command[0]) or command[0], *command[1:]], environ)
         found = error.errno not in (errno.ENOENT, errno.ENOTDIR)
         say(f"cannot run {command[0]}: {error.strerror}")

@@ -382,7 +382,7 @@ def start(path: str | os.PathLike[str] | None = None, **settings: Any) -> Sessio
             made = replace(made, force=True)
         else:
             place.check(output, False, place.new_launch(os.environ, is_python=True), os.environ)
-    return _start(Session(made))
+    return _start(Session(place.settle(made)))
 
 
 def stop() -> None:

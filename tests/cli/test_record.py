@@ -101,6 +101,13 @@ def test_the_first_line_says_where_and_quiet_silences_it(record, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["show.py"]
 
 
+def test_a_command_without_its_dashes_gets_a_hint_and_pythons_own_error(record):
+    done = record("sh", "run.sh")
+    hint, error = done.stderr.splitlines()[1:]
+    assert hint == "optrace: there is no script sh; to run the command write: optrace record -- sh ..."
+    assert "can't open file" in error and done.returncode == 2
+
+
 def test_a_run_that_is_there_is_refused_before_the_program_starts(record, tmp_path):
     (tmp_path / "run_a").mkdir()
     (tmp_path / "run_a" / "trace.json").write_text("{}")

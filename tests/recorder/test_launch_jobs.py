@@ -78,6 +78,7 @@ def test_torchrun_in_both_orders_is_one_run_of_two_ranks(tmp_path, order):
     assert done.stderr.count(b"optrace: recording to run_a") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_first_without_a_name_agrees_on_one_folder_and_the_next_on_another(tmp_path):
     write(tmp_path, "train.py", "train(distributed=True)\n")
     for number in (1, 2):
@@ -88,6 +89,7 @@ def test_torchrun_first_without_a_name_agrees_on_one_folder_and_the_next_on_anot
     assert folders(tmp_path / "optrace-runs" / "latest") == ["rank=00000", "rank=00001"]
 
 
+@pytest.mark.slow
 def test_a_restart_by_torchrun_keeps_what_was_there(tmp_path):
     body = "train(1)\nif os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    sys.exit(1)\n"
     write(tmp_path, "train.py", body)
@@ -99,6 +101,7 @@ def test_a_restart_by_torchrun_keeps_what_was_there(tmp_path):
     assert folders(tmp_path / "run_b") == ["rank=00000", "rank=00000.1"]
 
 
+@pytest.mark.slow
 def test_mp_spawn_of_a_process_group_is_one_run(tmp_path):
     body = (
         "def worker(rank, port):\n"
@@ -243,9 +246,30 @@ def test_stop_after_ends_the_program_cleanly(tmp_path):
     assert optrace.open(tmp_path / "run_a").last_step(0) == 3
 
 
+@pytest.mark.slow
 def test_accelerate_launches_one_recorded_process(tmp_path):
     pytest.importorskip("accelerate")
     write(tmp_path, "train.py", "train()\n")
     command = [os.path.join(os.path.dirname(sys.executable), "accelerate"), "launch", "--cpu", "--num_processes", "1"]
     record(tmp_path, "-o", "run_a", "--", *command, "train.py", HF_HOME=str(tmp_path / "hf"))
     assert folders(tmp_path) == ["run_a/rank=00000"]
+
+
+@pytest.mark.parametrize("name", ["'run_a'", "None"])
+def test_a_recording_started_in_python_stays_where_it_was_started_and_its_forks_are_children(tmp_path, name):
+    body = (
+        "import optrace\n"
+        f"with optrace.record({name}):\n"
+        "    os.chdir('/')\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        train()\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+        "    train()\n"
+    )
+    write(tmp_path, "train.py", body)
+    done = run([sys.executable, "train.py"], tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    root = tmp_path / "run_a" if name == "'run_a'" else (tmp_path / "optrace-runs" / "latest").resolve()
+    assert folders(root) == ["child-1/rank=00000", "rank=00000"]
