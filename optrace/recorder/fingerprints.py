@@ -20,7 +20,7 @@ MAX_DEPTH = 8
 MAX_PARAMS = 1000
 """A state dict of more parameters than this is told by key, not by parameter."""
 STAGE_BYTES = 1 << 28
-"""At most about so many bytes of device tensors are brought to the host at a time."""
+"""Of a state dict's tensors about so many bytes are hashed, and of a device's held on the host, at a time."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -253,7 +253,7 @@ def _whole_words(values: list[Any]) -> list[int]:
                 continue
             code, dense = memory
             staged.append((place, code, dense))
-            size += 0 if dense.data_ptr() == value.data_ptr() else dense.numel() * dense.element_size()
+            size += dense.numel() * dense.element_size()
             if size > STAGE_BYTES:
                 _flush(staged, words)
                 size = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Protocol
@@ -44,6 +45,9 @@ def install(listener: Listener) -> None:
     if len(_listeners) == 1:
         _put_on()
     _observers.active = True
+    if getattr(listener, "from_python", True):
+        for optimizer in _living_optimizers():
+            listener.context.know(optimizer)
 
 
 def remove(listener: Listener | None = None) -> None:
@@ -70,13 +74,19 @@ def sight() -> None:
     wrap_scaler.put_on(_observers, _subclasses)
 
 
+def _living_optimizers() -> list[Any]:
+    """Optimizers that the program made before it began to record itself (under `optrace record` there are none)."""
+    classes = set(_subclasses(Optimizer))
+    return [thing for thing in gc.get_objects() if type(thing) in classes]
+
+
 def _put_on() -> None:
     sight()
     _observers.put(torch.nn.Module, "zero_grad", "module", _begin_module_zero_grad, _end_module_zero_grad)
     _observers.put(torch.autograd, "backward", "backward", _begin_backward, _end_backward, _fail_backward)
     for name, begin in _CLIPS.items():
         if hasattr(torch.nn.utils, name):
-            _observers.put(torch.nn.utils, name, "clip", begin, _end_clip)
+            _observers.put(torch.nn.utils, name, "clip", begin, _end_clip, _leave)
     _observers.spread()
 
 
@@ -248,6 +258,10 @@ def _clip(kind: str, limit: str, total: str | None) -> Callable[[tuple[Any, ...]
     """Observe one clip function; `limit` is its second parameter, `total` the name of a norm that it is given."""
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        nested = "clip" in _calls.open  # torch's one function calls another
+        _calls.open.append("clip")
+        if nested:
+            return args, kwargs, None
         if any(listener.context.many for listener in _listeners):
             args, kwargs, params = _repeatable(args, kwargs)
         else:
@@ -263,6 +277,9 @@ def _clip(kind: str, limit: str, total: str | None) -> Callable[[tuple[Any, ...]
 
 
 def _end_clip(note: Any, result: Any) -> None:
+    _calls.open.pop()
+    if note is None:
+        return
     data, params, norm = note
     if norm is None and isinstance(result, torch.Tensor):
         with _quiet():
