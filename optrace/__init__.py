@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from optrace.recorder.session import record as record
     from optrace.recorder.session import start as start
     from optrace.recorder.session import stop as stop
+    from optrace.replayer.run import replay as replay
     from optrace.trace.reader import Trace as Trace
     from optrace.trace.reader import open_trace as open
 
@@ -24,6 +25,7 @@ _PUBLIC = {
     "open": ("optrace.trace.reader", "open_trace"),
     "Trace": ("optrace.trace.reader", "Trace"),
     "diff": ("optrace.compare.run", "diff"),
+    "replay": ("optrace.replayer.run", "replay"),
     "OptraceError": ("optrace.errors", "OptraceError"),
 }
 
@@ -35,6 +37,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "event",
     "open",
     "record",
+    "replay",
     "start",
     "stop",
 ]

@@ -1,0 +1,40 @@
+"""`optrace replay`: recompute each recorded step of a run from its own inputs."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("replay")
+@click.argument("run", default="latest")
+@click.option("--rule", metavar="NAME", help="The rule to follow, by torch's class name; default: the recorded class.")
+@click.option(
+    "--eps", type=click.FloatRange(min=0), default=4.0, show_default=True, help="How far a number may be off, in eps."
+)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(run: str, rule: str | None, eps: float, form: str) -> int:
+    """Recompute each recorded step of RUN from its own inputs: is it what the optimizer's rule makes of them?
+
+    RUN may name an optimizer (RUN@1, RUN@SGD), a rank (RUN@rank=3) or a stretch of steps (RUN@500:600); without one all
+    optimizers are replayed. Exit status: 0 every step follows the rule, 1 one does not, 2 trouble.
+    """
+    from optrace.compare.source import open_source
+    from optrace.errors import TraceError
+    from optrace.replayer.run import replay
+    from optrace.trace.reader import Trace
+
+    source = open_source(run)
+    if not isinstance(source.trace, Trace):
+        raise TraceError(f"{run} is no recorded run; replay judges runs, `optrace golden check` judges implementations")
+    reports = [
+        replay(source.trace, rule=rule, optimizer=index, steps=source.steps, tolerance=eps)
+        for index in source.optimizers
+    ]
+    if form == "json":
+        click.echo(json.dumps([report.to_dict() for report in reports], allow_nan=False))
+    else:
+        for report in reports:
+            click.echo(str(report))
+    return 0 if all(report.same for report in reports) else 1
