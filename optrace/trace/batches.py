@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import record_batch
 from optrace.trace.jsonfile import to_json
-from optrace.trace.schema import COLUMNS, ROW_BYTES, SAMPLE_SLOTS, Event, arrow_schema
+from optrace.trace.schema import COLUMNS, ROW_BYTES, SAMPLE_SLOTS, Event
 from optrace.trace.stream import BatchTemplate
 
 _TEMPLATES = 256
@@ -69,29 +70,16 @@ class TensorLayout:
         return template.bytes
 
     def _build(self) -> BatchTemplate:
-        import pyarrow as pa
-
         count = len(self.param)
-        zeros = np.zeros(count)
-        numbers = pa.array(np.zeros(count * SAMPLE_SLOTS))
-        schema = arrow_schema("tensors")
-        values: dict[str, Any] = {
-            "step": zeros.astype(np.int64),
-            "optimizer": np.full(count, self.optimizer, np.int32),
-            "group": np.array(self.group, np.int32),
+        columns = {
+            "optimizer": [self.optimizer] * count,
+            "group": self.group,
             "param": [clean(name) for name in self.param],
             "quantity": [clean(name) for name in self.quantity],
-            "dtype": list(self.dtype),
-            "numel": np.array(self.numel, np.int64),
-            "present": np.ones(count, np.bool_),
+            "dtype": self.dtype,
+            "numel": self.numel,
         }
-        arrays = [
-            pa.FixedSizeListArray.from_arrays(numbers, type=field.type)
-            if field.name == "sample"
-            else pa.array(values.get(field.name, zeros), field.type)
-            for field in schema
-        ]
-        template = BatchTemplate(pa.record_batch(arrays, schema=schema))
+        template = BatchTemplate(record_batch("tensors", count, columns))
         self._step = template.view("step", "i8")
         self._bits = template.view("present", "u1")
         self._sample = template.view("sample", "i8").reshape(count, SAMPLE_SLOTS)
@@ -139,22 +127,14 @@ class GroupBatches:
 
     @staticmethod
     def _build(optimizer: int, rows: list[tuple[int, str, str, float, str]]) -> BatchTemplate:
-        import pyarrow as pa
-
-        count = len(rows)
-        columns = [
-            np.zeros(count, np.int64),
-            np.full(count, optimizer, np.int32),
-            np.array([row[0] for row in rows], np.int32),
-            [row[1] for row in rows],
-            [row[2] for row in rows],
-            np.zeros(count),
-            [row[4] for row in rows],
-        ]
-        schema = arrow_schema("groups")
-        return BatchTemplate(
-            pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-        )
+        columns = {
+            "optimizer": [optimizer] * len(rows),
+            "group": [row[0] for row in rows],
+            "key": [row[1] for row in rows],
+            "kind": [row[2] for row in rows],
+            "text": [row[4] for row in rows],
+        }
+        return BatchTemplate(record_batch("groups", len(rows), columns))
 
 
 class _LastGroups:
@@ -240,12 +220,8 @@ class StepBatches:
         return message
 
     def _build(self, known: tuple[bool, ...]) -> tuple[bytearray, list[tuple[str, npt.NDArray[Any], bool]]]:
-        import pyarrow as pa
-
-        schema = arrow_schema("steps")
-        nulls = {name for name, there in zip(self._nullable, known, strict=True) if not there}
-        arrays = [pa.array([None if field.name in nulls else 0], field.type) for field in schema]
-        template = BatchTemplate(pa.record_batch(arrays, schema=schema))
+        nulls = frozenset(name for name, there in zip(self._nullable, known, strict=True) if not there)
+        template = BatchTemplate(record_batch("steps", 1, {}, nulls))
         codes = {"int64": "i8", "int32": "i4", "double": "f8"}
         fields = [
             (column.name, template.view(column.name, codes[column.type]), column.type != "double")
@@ -282,14 +258,8 @@ class EventBatches:
 
     @staticmethod
     def _build(kinds: tuple[str, ...], sizes: tuple[int, ...]) -> Any:
-        import pyarrow as pa
-
-        zeros = np.zeros(len(kinds), np.int64)
-        columns = [zeros, zeros, [clean(kind) for kind in kinds], zeros, [" " * size for size in sizes]]
-        schema = arrow_schema("events")
-        template = BatchTemplate(
-            pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-        )
+        columns = {"kind": [clean(kind) for kind in kinds], "data": [" " * size for size in sizes]}
+        template = BatchTemplate(record_batch("events", len(kinds), columns))
         whole = np.frombuffer(template.bytes, np.uint8)
         start = template.view("data", "u1").ctypes.data - whole.ctypes.data
         return (

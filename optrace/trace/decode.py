@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from optrace.trace.arrays import numbers
+
 _CONTINUATION = b"\xff\xff\xff\xff"
 _FIELD_TYPES = {"int64": 8, "int32": 4, "double": 8}
 
@@ -108,7 +110,7 @@ def _decode_alike(data: Any, schema: Any, start: int) -> Decoded | None:
     headers: dict[bytes, _Header] = {}
     kinds: dict[tuple[bytes, ...], tuple[_Header, list[int]]] = {}
     order: list[tuple[int, int]] = []  # for each batch: number of its kind, number within its kind
-    numbers: dict[tuple[bytes, ...], int] = {}
+    number_of: dict[tuple[bytes, ...], int] = {}
     position, size = start, len(view)
     ended = False
     while position + 8 <= size:
@@ -132,10 +134,10 @@ def _decode_alike(data: Any, schema: Any, start: int) -> Decoded | None:
             break
         kind = (head, *[bytes(view[position + at : position + at + many]) for at, many in header.offsets])
         if kind not in kinds:
-            numbers[kind] = len(kinds)
+            number_of[kind] = len(kinds)
             kinds[kind] = (header, [])
         positions = kinds[kind][1]
-        order.append((numbers[kind], len(positions)))
+        order.append((number_of[kind], len(positions)))
         positions.append(position)
         position += header.length
     array = np.frombuffer(data, np.uint8)
@@ -148,7 +150,7 @@ def _decode_alike(data: Any, schema: Any, start: int) -> Decoded | None:
         counts = sizes[kind_of]
         first = starts[kind_of] + index * counts
         before = np.cumsum(counts) - counts
-        rows = rows.combine_chunks().take(np.repeat(first - before, counts) + np.arange(rows.num_rows))
+        rows = rows.combine_chunks().take(numbers(np.repeat(first - before, counts) + np.arange(rows.num_rows)))
     return Decoded(rows, position, ended)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import booleans, elements
 from optrace.trace.schema import TABLES
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def follow(trace: Trace, name: str, interval: float) -> Iterator[pd.DataFrame]:
         if trace.ranks:
             if name == "events":
                 rows = trace.arrow(name)
-                rows = rows.filter(rows.column("seq").to_numpy() > seen)
+                rows = rows.filter(booleans(elements(rows.column("seq")) > seen))
                 seen = max(rows.column("seq").to_pylist(), default=seen)
             else:
                 rows = trace.arrow(name, after=after)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import elements
 from optrace.trace.rank import event_data
 from optrace.trace.schema import PARAM_COLUMNS
 
@@ -43,7 +44,7 @@ def params_frame(rows: Sequence[Any]) -> pd.DataFrame:
 
 def tensors_frame(rows: Any, places: Mapping[tuple[int, str], int]) -> pd.DataFrame:
     """The table `tensors`, sorted by step, optimizer, place of the parameter in its optimizer, quantity."""
-    order = [rows.column(name).to_numpy() for name in ("step", "optimizer")]
+    order = [elements(rows.column(name)) for name in ("step", "optimizer")]
     order += [_param_places(rows, places), _quantity_places(rows.column("quantity"))]
     return _frame(rows.take(np.lexsort(order[::-1])))
 
@@ -69,7 +70,7 @@ def groups_frame(rows: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    index = [rows.column(name).to_numpy() for name in ("step", "optimizer", "group")]
+    index = [elements(rows.column(name)) for name in ("step", "optimizer", "group")]
     count = len(index[0])
     changes = np.zeros(count, np.bool_)
     for column in index:
@@ -85,8 +86,8 @@ def groups_frame(rows: Any) -> pd.DataFrame:
     keys = rows.column("key").combine_chunks().dictionary_encode()
     kinds = rows.column("kind").combine_chunks().dictionary_encode()
     kind_words = kinds.dictionary.to_pylist()
-    key_codes, kind_codes = keys.indices.to_numpy(), kinds.indices.to_numpy()
-    numbers, texts = rows.column("number").to_numpy(), rows.column("text")
+    key_codes, kind_codes = elements(keys.indices), elements(kinds.indices)
+    numbers, texts = elements(rows.column("number")), rows.column("text")
     by_key = np.argsort(key_codes, kind="stable")
     bounds = np.searchsorted(key_codes[by_key], np.arange(len(keys.dictionary) + 1))
     for code, key in enumerate(keys.dictionary.to_pylist()):
@@ -172,8 +173,8 @@ def _param_places(rows: Any, places: Mapping[tuple[int, str], int]) -> npt.NDArr
     """For each row the place of its parameter; parameters that params.json does not name follow in order of name."""
     encoded = rows.column("param").combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()
-    optimizers = rows.column("optimizer").to_numpy()
-    codes = encoded.indices.to_numpy()
+    optimizers = elements(rows.column("optimizer"))
+    codes = elements(encoded.indices)
     last = len(places)
     rank = {name: last + position for position, name in enumerate(sorted(names))}
     result = np.empty(len(codes), np.int64)
@@ -190,7 +191,7 @@ def _quantity_places(column: Any) -> npt.NDArray[np.int64]:
     ordered = sorted(names, key=lambda name: (_rank(name), name))
     places = {name: place for place, name in enumerate(ordered)}
     table = np.array([places[name] for name in names], np.int64)
-    result: npt.NDArray[np.int64] = table[encoded.indices.to_numpy()]
+    result: npt.NDArray[np.int64] = table[elements(encoded.indices)]
     return result
 
 

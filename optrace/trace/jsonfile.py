@@ -21,7 +21,8 @@ def write_json(path: Path, data: Any, *, exclusive: bool = False) -> bool:
 
     With `exclusive`, a file that is there stays as it is and the answer is False. OSError as the system gives it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own for each call: after link(2) the file is the same one under two names.
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
         temporary.write_text(to_json(data) + "\n", encoding="utf-8")
         if not exclusive:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import booleans, elements, no_rows
 from optrace.trace.jsonfile import read_json
 from optrace.trace.schema import COLUMNS, SEGMENT_NAME, TABLES, arrow_schema, whole_step
 from optrace.trace.select import Selection
@@ -88,15 +89,15 @@ class RankFolder:
         for rows in self._parts(table, selection, needed):
             mask = selection.mask(rows)
             if whole is not None:
-                steps, optimizers = rows.column("step").to_numpy(), rows.column("optimizer").to_numpy()
+                steps, optimizers = elements(rows.column("step")), elements(rows.column("optimizer"))
                 mask = _both(mask, steps <= _per_optimizer(optimizers, whole, -1))
                 if after:
                     mask = _both(mask, steps > _per_optimizer(optimizers, after, -1))
             if mask is not None and not mask.all():
-                rows = rows.filter(pa.array(mask))
+                rows = rows.filter(booleans(mask))
             parts.append(rows.select(wanted))
         target = pa.schema([schema.field(name) for name in wanted])
-        return pa.concat_tables([part.cast(target) for part in parts]) if parts else target.empty_table()
+        return pa.concat_tables([part.cast(target) for part in parts]) if parts else no_rows(target)
 
     def _parts(self, table: str, selection: Selection, needed: set[str]) -> list[Any]:
         """The segments' rows before the rows are looked at one by one; again when a stream is sealed meanwhile."""
@@ -152,7 +153,7 @@ class RankFolder:
                     found.append(tail.problem)
                 if table != "events":
                     part = tail.rows()
-                    rows.append((table, part.column("step").to_numpy(), part.column("optimizer").to_numpy()))
+                    rows.append((table, elements(part.column("step")), elements(part.column("optimizer"))))
         whole = fresh.whole()
         for table, steps, optimizers in rows:
             beyond = steps > _per_optimizer(optimizers, whole, -1)
@@ -215,8 +216,8 @@ def last_steps(events: Any) -> dict[int, int]:
     for chunk in events.select(["step", "kind", "optimizer", "data"]).to_batches():
         kinds = chunk.column("kind").dictionary_encode()
         words = kinds.dictionary.to_pylist()
-        codes = kinds.indices.to_numpy()
-        steps, optimizers = chunk.column("step").to_numpy(), chunk.column("optimizer").to_numpy()
+        codes = elements(kinds.indices)
+        steps, optimizers = elements(chunk.column("step")), elements(chunk.column("optimizer"))
         if "step" in words:
             ends = codes == words.index("step")
             for optimizer in np.unique(optimizers[ends]).tolist():

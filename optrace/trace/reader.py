@@ -181,7 +181,9 @@ class Trace:
         if columns is not None and absmax:
             stored = list(dict.fromkeys([column for column in columns if column != "absmax"] + ["min", "max"]))
         if self._key is None:
-            rows = arrow_schema(name).empty_table().select(stored or arrow_schema(name).names)
+            from optrace.trace.arrays import no_rows
+
+            rows = no_rows(arrow_schema(name)).select(stored or arrow_schema(name).names)
         else:
             rows = self._read().read(name, selection, stored, after)
         if absmax:
@@ -311,5 +313,7 @@ def _with_absmax(rows: Any) -> Any:
     """The rows with the derived column `absmax` after `max`."""
     import pyarrow as pa
 
-    absmax = np.maximum(np.abs(rows.column("min").to_numpy()), np.abs(rows.column("max").to_numpy()))
-    return rows.add_column(rows.column_names.index("max") + 1, "absmax", pa.chunked_array([pa.array(absmax)]))
+    from optrace.trace.arrays import elements, numbers
+
+    absmax = np.maximum(np.abs(elements(rows.column("min"))), np.abs(elements(rows.column("max"))))
+    return rows.add_column(rows.column_names.index("max") + 1, "absmax", pa.chunked_array([numbers(absmax)]))

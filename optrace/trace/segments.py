@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import elements, numbers
 from optrace.trace.schema import COLUMNS, arrow_schema
 from optrace.trace.tail import StreamTail
 
@@ -95,7 +96,9 @@ def seal(path: Path) -> Path:
             with pq.ParquetWriter(file, schema, **_options(name)) as writer:
                 for start in range(0, max(rows.num_rows, 1), ROW_GROUP):
                     part = (
-                        rows.slice(start, ROW_GROUP) if order is None else rows.take(order[start : start + ROW_GROUP])
+                        rows.slice(start, ROW_GROUP)
+                        if order is None
+                        else rows.take(numbers(order[start : start + ROW_GROUP]))
                     )
                     writer.write_table(part, row_group_size=ROW_GROUP)
             file.flush()
@@ -137,9 +140,9 @@ def _options(table: str) -> dict[str, Any]:
 
 def _order(rows: Any) -> npt.NDArray[np.int64]:
     """Positions that sort the rows by (optimizer, param, quantity, step); strings by their UTF-8 bytes."""
-    columns = [rows.column("step").to_numpy()]
+    columns = [elements(rows.column("step"))]
     columns += [_ranks(rows.column(name)) for name in ("quantity", "param")]
-    columns.append(rows.column("optimizer").to_numpy())
+    columns.append(elements(rows.column("optimizer")))
     order: npt.NDArray[np.int64] = np.lexsort(columns)
     return order
 
@@ -153,7 +156,7 @@ def _ranks(column: Any) -> npt.NDArray[np.int64]:
     words = [word.encode() for word in encoded.dictionary.to_pylist()]
     ranks = np.empty(len(words), np.int64)
     ranks[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
-    result: npt.NDArray[np.int64] = ranks[encoded.indices.to_numpy()]
+    result: npt.NDArray[np.int64] = ranks[elements(encoded.indices)]
     return result
 
 

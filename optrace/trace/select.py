@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import elements
 
 _SPECIAL = re.compile(r"[*?\[]")
 
@@ -86,13 +87,13 @@ class Selection:
         """For each row of a `pyarrow.Table` whether it is wanted; None for all."""
         masks: list[npt.NDArray[np.bool_]] = []
         if self.first is not None or self.last is not None:
-            step = rows.column("step").to_numpy()
+            step = elements(rows.column("step"))
             if self.first is not None:
                 masks.append(step >= self.first)
             if self.last is not None:
                 masks.append(step <= self.last)
         if self.optimizer is not None:
-            masks.append(rows.column("optimizer").to_numpy() == self.optimizer)
+            masks.append(elements(rows.column("optimizer")) == self.optimizer)
         masks.extend(_matching(rows.column(name), patterns) for name, patterns in self.names.items())
         return reduce(np.logical_and, masks) if masks else None
 
@@ -109,7 +110,7 @@ def _matching(column: Any, patterns: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     for chunk in column.chunks:
         encoded = chunk if isinstance(chunk, pa.DictionaryArray) else chunk.dictionary_encode()
         fits = np.array([matches(name, patterns) for name in encoded.dictionary.to_pylist()], np.bool_)
-        parts.append(fits[encoded.indices.to_numpy()])
+        parts.append(fits[elements(encoded.indices)])
     return np.concatenate(parts)
 
 

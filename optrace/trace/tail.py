@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import no_rows
 from optrace.trace.decode import decode
 from optrace.trace.schema import arrow_schema
 
@@ -22,7 +23,7 @@ class StreamTail:
         self.problem: str | None = None
         """What follows the last whole batch, in words."""
         self._schema = arrow_schema(table)
-        self._rows = self._schema.empty_table()
+        self._rows = no_rows(self._schema)
 
     def read(self) -> None:
         """Take in the batches that have been finished since; TraceError if the file is of something else, OSError."""

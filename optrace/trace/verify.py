@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optrace.errors import TraceError
+from optrace.trace.arrays import elements
 from optrace.trace.measure import fingerprint
 from optrace.trace.rank import event_data
 from optrace.trace.schema import PARAM_COLUMNS
@@ -57,13 +58,13 @@ def _params(trace: Trace) -> list[str]:
 def _events(trace: Trace) -> list[str]:
     found = []
     rows = trace.arrow("events")
-    seq = rows.column("seq").to_numpy()
+    seq = elements(rows.column("seq"))
     if (np.diff(seq) <= 0).any():
         found.append("events: seq does not increase")
     for text in rows.column("data").to_pylist():
         event_data(text)
     kinds = np.array(rows.column("kind").to_pylist(), object)
-    steps, optimizers = rows.column("step").to_numpy(), rows.column("optimizer").to_numpy()
+    steps, optimizers = elements(rows.column("step")), elements(rows.column("optimizer"))
     for optimizer in np.unique(optimizers).tolist():
         own = steps[(optimizers == optimizer) & (kinds == "step")]
         if (np.diff(own) != 1).any():
@@ -74,9 +75,7 @@ def _events(trace: Trace) -> list[str]:
 def _tensors(trace: Trace) -> list[str]:
     rows = trace.arrow("tensors")
     found = []
-    numbers = {
-        name: rows.column(name).to_numpy() for name in ("step", "optimizer", "numel", "n_nan", "n_inf", "n_zero")
-    }
+    numbers = {name: elements(rows.column(name)) for name in ("step", "optimizer", "numel", "n_nan", "n_inf", "n_zero")}
     counts = numbers["n_nan"] + numbers["n_inf"] + numbers["n_zero"]
     wrong = (numbers["n_nan"] < 0) | (numbers["n_inf"] < 0) | (numbers["n_zero"] < 0) | (counts > numbers["numel"])
     if wrong.any():
@@ -137,5 +136,5 @@ def _codes(column: Any) -> Any:
     import pyarrow as pa
 
     if pa.types.is_string(column.type):
-        return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    return column.to_numpy().astype(np.int64)
+        return elements(column.combine_chunks().dictionary_encode().indices).astype(np.int64)
+    return elements(column).astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ class RunWriter:
             written = write_json(file, {"format": FORMAT, **info}, exclusive=True)
         except OSError as error:
             raise TraceError(f"cannot write a trace to {path}: {error.strerror or error}") from error
+        for pause in (0.01, 0.1, 0.5, 1.0):
+            try:
+                return cls(path, read_json(file, dict), joined=not written)
+            except TraceError:  # without hard links the first process may still be writing it
+                time.sleep(pause)
         return cls(path, read_json(file, dict), joined=not written)
 
 

@@ -371,7 +371,7 @@ def test_a_read_only_folder_is_an_error_and_leaves_nothing():
                     writer.write_step(1, 0, events=[Event(1, 1, "step", 0, {})])
                 with pytest.raises(PermissionError):
                     writer.write_rank({})
-                with pytest.raises(TraceError, match="cannot write a trace to .*: Permission denied"):
+                with pytest.raises(TraceError, match=r"cannot write a trace to .*: Permission denied"):
                     RunWriter.create(folder / "run", {})
                 status = 0
             finally:
@@ -468,3 +468,16 @@ def test_closing_twice_or_writing_after_is_harmless_or_refused(tmp_path):
     assert open_trace(tmp_path / "run").rank_info["end"] == "clean"
     with pytest.raises(TraceError, match="closed"):
         story.tell_step(2)
+
+
+def test_writing_and_sealing_load_neither_pandas_nor_torch(tmp_path):
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from storing import Story\n"
+        f"story = Story(Path({str(tmp_path / 'run')!r})).tell(3)\n"
+        "assert 'pyarrow.parquet' not in sys.modules\n"
+        "story.writer.close()\n"
+        "assert not {'pandas', 'torch', 'pyarrow.dataset'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
