@@ -62,9 +62,7 @@ def launch(program: Program, settings: Settings) -> NoReturn:
     if not settings.quiet and _speaks_for_its_job():
         say(f"recording to {shown} from the first optimizer step on")
         if program.kind == "script" and not os.path.lexists(program.args[0]) and shutil.which(program.args[0]):
-            say(
-                f"there is no script {program.args[0]}; to run the command write: optrace record -- {program.args[0]} ..."
-            )
+            say(f"there is no script {program.args[0]}; to run the command: optrace record -- {program.args[0]} ...")
     _become(program.command(options), environment(settings, above))
 
 

@@ -104,7 +104,7 @@ def test_the_first_line_says_where_and_quiet_silences_it(record, tmp_path):
 def test_a_command_without_its_dashes_gets_a_hint_and_pythons_own_error(record):
     done = record("sh", "run.sh")
     hint, error = done.stderr.splitlines()[1:]
-    assert hint == "optrace: there is no script sh; to run the command write: optrace record -- sh ..."
+    assert hint == "optrace: there is no script sh; to run the command: optrace record -- sh ..."
     assert "can't open file" in error and done.returncode == 2
 
 

@@ -203,9 +203,9 @@ def test_usercustomize_and_another_python_run_as_without_us(probe, tmp_path):
     site.mkdir(parents=True)
     (site / "usercustomize.py").write_text("import sys; print('user', __file__, sys.path)\n")
     env = environment(PYTHONUSERBASE=str(tmp_path / "base"))
-    alone = run([other, probe, "pools"], tmp_path, env)
+    alone = run([other, probe, "exit-3"], tmp_path, env)
     assert alone.stdout.startswith(b"user")
-    assert_same(alone, run([sys.executable, *RECORD, "-q", "--", other, probe, "pools"], tmp_path, env))
+    assert_same(alone, run([sys.executable, *RECORD, "-q", "--", other, probe, "exit-3"], tmp_path, env))
 
 
 def test_a_virtual_environment_below_stays_itself(probe, tmp_path):
