@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optrace.reference.adadelta import Adadelta as Adadelta
+    from optrace.reference.adafactor import Adafactor as Adafactor
     from optrace.reference.adagrad import Adagrad as Adagrad
     from optrace.reference.adam import Adam as Adam
     from optrace.reference.adamax import Adamax as Adamax
     from optrace.reference.adamw import AdamW as AdamW
     from optrace.reference.arithmetic import rounding as rounding
     from optrace.reference.asgd import ASGD as ASGD
+    from optrace.reference.lbfgs import LBFGS as LBFGS
+    from optrace.reference.muon import Muon as Muon
     from optrace.reference.nadam import NAdam as NAdam
     from optrace.reference.optimizer import Optimizer as Optimizer
     from optrace.reference.parameter import Parameter as Parameter
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
 _HOME = {
     "ASGD": "asgd",
     "Adadelta": "adadelta",
+    "Adafactor": "adafactor",
     "Adagrad": "adagrad",
     "Adam": "adam",
     "AdamW": "adamw",
     "Adamax": "adamax",
+    "LBFGS": "lbfgs",
+    "Muon": "muon",
     "NAdam": "nadam",
     "Optimizer": "optimizer",
     "Parameter": "parameter",
@@ -48,13 +54,16 @@ _HOME = {
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "RULES",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Muon",
     "NAdam",
     "Optimizer",
     "Parameter",

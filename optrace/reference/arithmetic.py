@@ -20,8 +20,9 @@ product inside `add(alpha)` too in the last numel % 32 elements and in strided t
 function takes and returns ndarrays (0-d ones stay
 arrays), never writes to its arguments, and is silent about overflow and NaN, as torch is.
 
-Measured on torch 2.13.0, x86-64 (FACTS: NumPy bit-exactness). torch's own square root is Intel MKL's on such
-builds, up to one ulp away from the correctly rounded one that NumPy gives; `rounding(sqrt=...)` substitutes it.
+Measured on torch 2.13.0, x86-64. Square roots, sums and matrix products torch leaves to libraries (its square root is
+Intel MKL's on such builds, up to one ulp from the correctly rounded one; sums depend on the order of summation). They
+are rounded correctly here, and `rounding(sqrt=...)` substitutes another.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ import functools
 import importlib
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -46,12 +47,19 @@ Scalar: TypeAlias = float | np.floating[Any] | np.integer[Any]
 
 @dataclass(frozen=True)
 class Rounding:
-    """What of the arithmetic depends on the machine: whether multiply-adds are fused, and the square root."""
+    """What of the arithmetic depends on the machine.
+
+    Attributes:
+        fma: whether multiply-adds are fused.
+        instead: functions to use in place of this module's `sqrt`, `total`, `dot`, `norm`, `mean` and
+            `bfloat16_matmul`, by name: the operations whose last bits torch leaves to libraries.
+    """
 
     fma: bool
-    sqrt: Callable[[Array], Array] = np.sqrt
+    instead: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
+_REPLACEABLE: set[str] = set()
 _chosen: ContextVar[Rounding | None] = ContextVar("optrace_rounding", default=None)
 
 
@@ -74,16 +82,19 @@ def current() -> Rounding:
 
 
 @contextlib.contextmanager
-def rounding(*, fma: bool | None = None, sqrt: Callable[[Array], Array] | None = None) -> Iterator[Rounding]:
+def rounding(*, fma: bool | None = None, **instead: Callable[..., Any]) -> Iterator[Rounding]:
     """Choose the arithmetic for a block of code; what is left out stays as it was.
 
     Args:
         fma: fuse multiply-adds, as torch's AVX2 and AVX-512 kernels do, or not.
-        sqrt: the square root to use in place of `np.sqrt`, array to array; for one that is torch's, pass
-            `lambda x: torch.from_numpy(x).sqrt().numpy()`.
+        **instead: functions to use in place of those of this module, by name: see `Rounding.instead`. With
+            `sqrt=lambda x: torch.from_numpy(x).sqrt().numpy()` square roots are torch's own.
     """
+    unknown = sorted(set(instead) - _REPLACEABLE)
+    if unknown:
+        raise TypeError(f"rounding() can replace {', '.join(sorted(_REPLACEABLE))}, not {', '.join(unknown)}")
     before = current()
-    chosen = Rounding(fma=before.fma if fma is None else fma, sqrt=before.sqrt if sqrt is None else sqrt)
+    chosen = Rounding(before.fma if fma is None else fma, {**before.instead, **instead})
     token = _chosen.set(chosen)
     try:
         yield chosen
@@ -267,12 +278,6 @@ def _add_scalar(a: Array, alpha: Scalar) -> Array:
 
 
 @_operation
-def sqrt(a: Array) -> Array:
-    """The square root: `np.sqrt`, or what `rounding(sqrt=...)` says."""
-    return np.asarray(current().sqrt(a))
-
-
-@_operation
 def maximum(a: Array, b: Array) -> Array:
     """The larger of each pair; NaN where either is."""
     return np.maximum(a, b)
@@ -298,3 +303,79 @@ def view_as_complex(a: Array, like: Array) -> Array:
     result = np.empty(a.shape[:-1], like.dtype)
     result.real, result.imag = a[..., 0], a[..., 1]
     return result
+
+
+def _left_to_libraries(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let `rounding(name=...)` replace an operation whose last bits depend on the library that torch was built with."""
+    _REPLACEABLE.add(function.__name__)
+
+    @functools.wraps(function)
+    def run(*operands: Any, **options: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return current().instead.get(function.__name__, function)(*operands, **options)
+
+    return run
+
+
+def _wide(a: Array) -> Array:
+    """In a dtype in which sums are rounded far below the array's own."""
+    return a.astype(np.float64 if a.dtype.itemsize < 8 else np.longdouble)
+
+
+@_left_to_libraries
+def sqrt(a: Array) -> Array:
+    """The square root, correctly rounded."""
+    return np.asarray(np.sqrt(a))
+
+
+@_left_to_libraries
+def total(a: Array) -> Any:
+    """The sum of all elements as a scalar of the array's dtype, rounded once."""
+    return a.dtype.type(np.sum(_wide(a)))
+
+
+@_left_to_libraries
+def dot(a: Array, b: Array) -> Any:
+    """The inner product of two vectors as a scalar of their dtype, rounded once."""
+    return a.dtype.type(np.sum(_wide(a) * b))
+
+
+@_left_to_libraries
+def norm(a: Array, axis: int | None = None) -> Array:
+    """The Euclidean norm of all elements (0-d), or along an axis (which is kept, of length 1), rounded once."""
+    return np.asarray(np.sqrt(np.sum(_wide(a) ** 2, axis=axis, keepdims=axis is not None)), a.dtype)
+
+
+@_left_to_libraries
+def mean(a: Array, axis: int) -> Array:
+    """The mean along an axis (which is kept, of length 1), rounded once."""
+    return np.asarray(np.sum(_wide(a), axis=axis, keepdims=True) / a.shape[axis], a.dtype)
+
+
+def to_bfloat16(a: Array | Scalar) -> Array:
+    """The nearest bfloat16 numbers (ties to even), by way of float32 as in torch; a float32 array. NaN stays NaN."""
+    with np.errstate(all="ignore"):
+        single = np.asarray(a, np.float32)
+    bits = single.view(np.uint32)
+    rounded = (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) & np.uint32(0xFFFF0000)
+    return np.asarray(np.where(np.isnan(single), single, rounded.view(np.float32)))
+
+
+@_left_to_libraries
+def bfloat16_matmul(a: Array, b: Array, addend: Array | None = None, beta: float = 0, alpha: float = 1) -> Array:
+    """`beta*addend + alpha*(a @ b)` of bfloat16 matrices: torch's `a @ b` and `torch.addmm`, rounded once.
+
+    Args:
+        a: shape (m, k); like b and addend float32 holding bfloat16 numbers.
+        b: shape (k, n).
+        addend: shape (m, n), or None for none.
+        beta: its factor, in float32.
+        alpha: the product's factor, in float32.
+
+    Returns:
+        float32 of shape (m, n), every entry a bfloat16 number.
+    """
+    product = a.astype(np.float64) @ b.astype(np.float64)
+    if addend is not None:
+        product = float(np.float32(beta)) * addend.astype(np.float64) + float(np.float32(alpha)) * product
+    return to_bfloat16(product)

@@ -127,12 +127,15 @@ class Optimizer:
         """Update every parameter that has a gradient; `closure` recomputes the loss first and gives the result."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            hyper = hyper_of(group)
+            hyper = self._hyper(group)
             for parameter in group["params"]:
                 grad = grad_of(parameter)
                 if grad is not None:
                     self._update(parameter, grad, hyper)
         return loss
+
+    def _hyper(self, group: dict[str, Any]) -> dict[str, Any]:
+        return hyper_of(group)
 
     def _update(self, parameter: Any, grad: Array | SparseGrad, hyper: Mapping[str, Any]) -> None:
         values = values_of(parameter)
@@ -209,6 +212,8 @@ class Optimizer:
 def _pack(value: Any, wrap: Callable[[Array], Any] | None) -> Any:
     if isinstance(value, list):
         return [_pack(item, wrap) for item in value]
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind == "i" and value.ndim == 0:  # SparseAdam's step is a Python int

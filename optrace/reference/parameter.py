@@ -30,9 +30,9 @@ class Parameter:
 
 def is_parameter(thing: object) -> bool:
     """Whether an optimizer can update this: a `Parameter`, anything like it, or a torch tensor."""
-    if isinstance(thing, np.ndarray) or not hasattr(thing, "grad"):
-        return False
-    return hasattr(thing, "detach") or isinstance(getattr(thing, "data", None), np.ndarray)
+    if hasattr(thing, "detach"):
+        return True
+    return hasattr(thing, "grad") and isinstance(getattr(thing, "data", None), np.ndarray)
 
 
 def values_of(parameter: Any) -> Array:

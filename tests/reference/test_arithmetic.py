@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from optrace.reference import arithmetic
 from optrace.reference.arithmetic import rounding
 
-FUSED = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+from .twins import FUSED
+
 DTYPES = [np.float32, np.float64]
 
 

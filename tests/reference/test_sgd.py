@@ -1,13 +1,11 @@
 """The reference SGD is torch.optim.SGD, bit for bit."""
 
-import doctest
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
-import optrace.reference.sgd
 from optrace.errors import OptionError
 from optrace.reference import SGD, Parameter, rounding
 from optrace.reference.sgd import RULE
@@ -34,7 +32,7 @@ TWO_GROUPS = [{"lr": 0.01}, {"lr": 0.001, "momentum": 0.5, "weight_decay": 0.2, 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items() if v))
 def test_every_bit_of_200_steps_is_torchs(options, dtype):
-    drive("SGD", options, dtype, sqrt=np.sqrt)
+    drive("SGD", options, dtype, instead={})
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -46,10 +44,6 @@ def test_groups_keep_their_own_options(dtype):
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
 def test_complex_parameters(options, dtype):
     drive("SGD", options, dtype, steps=40)
-
-
-def test_docstring_example_runs():
-    assert doctest.testmod(optrace.reference.sgd).failed == 0
 
 
 def test_rule_writes_into_nothing_that_it_was_given():

@@ -7,7 +7,7 @@ import torch
 import optrace.reference as reference
 from optrace.reference import Parameter, SparseGrad, rounding
 
-from .twins import assert_same, distance, torch_sqrt
+from .twins import TORCHS_OWN, assert_same, distance
 
 ROWS, WIDTH = 23, 5
 CASES = [
@@ -58,7 +58,7 @@ def pair(name, options, dtype):
 def test_every_bit_is_torchs_with_torchs_square_root(name, options, dtype, make_grad):
     mine, tensor, ours, theirs = pair(name, options, dtype)
     rng = np.random.default_rng(0)
-    with rounding(sqrt=torch_sqrt):
+    with rounding(**TORCHS_OWN):
         for step in range(1, 61):
             mine.grad = make_grad(rng, step, dtype)
             tensor.grad = as_torch(mine.grad)

@@ -8,10 +8,39 @@ from optrace.reference import Parameter, rounding
 
 SHAPES = [(), (1,), (7,), (16,), (33,), (3, 5), (100,), "strided", (41, 37)]
 STEPS = 200
+FUSED = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+
+
+def tensor_of(array):
+    """The array as a tensor of the same strides, on which the order of torch's sums depends."""
+    return torch.from_numpy(np.asarray(array))
 
 
 def torch_sqrt(array):
-    return torch.from_numpy(np.array(array, order="C")).sqrt().numpy()
+    return tensor_of(array).sqrt().numpy()
+
+
+def torch_norm(array, axis=None):
+    if axis is None:
+        return tensor_of(array).norm(2).numpy()
+    return torch.norm(tensor_of(array), dim=axis, keepdim=True).numpy()
+
+
+def torch_bfloat16_matmul(a, b, addend=None, beta=0, alpha=1):
+    a, b = tensor_of(a).bfloat16(), tensor_of(b).bfloat16()
+    if addend is None:
+        return (a @ b).float().numpy()
+    return torch.addmm(tensor_of(addend).bfloat16(), a, b, beta=beta, alpha=alpha).float().numpy()
+
+
+TORCHS_OWN = {
+    "sqrt": torch_sqrt,
+    "total": lambda array: tensor_of(array).sum().numpy()[()],
+    "dot": lambda a, b: tensor_of(a).dot(tensor_of(b)).numpy()[()],
+    "norm": torch_norm,
+    "mean": lambda array, axis: tensor_of(array).mean(dim=axis, keepdim=True).numpy(),
+    "bfloat16_matmul": torch_bfloat16_matmul,
+}
 
 
 def make(shape, dtype, rng):
@@ -59,7 +88,7 @@ class Twins:
                 continue
             size = 10.0 ** (((step * 7 + index * 3) % 9) / 2 - 3)  # 1e-3 ... 10
             grad = make(mine.data.shape, self.dtype, self.rng) * np.dtype(self.dtype).type(size)
-            grad = np.asarray(grad, self.dtype)
+            grad = np.array(grad, self.dtype, order="C")
             mine.grad, tensor.grad = grad, torch.from_numpy(grad.copy())
 
     def step(self):
@@ -109,10 +138,10 @@ def assert_same(ours, theirs, where):
         raise AssertionError(f"{where} at {at}: {ours[at]!r}, torch has {theirs[at]!r} ({(~same).sum()} differ)")
 
 
-def drive(name, options, dtype, steps=STEPS, groups=None, shapes=SHAPES, sqrt=torch_sqrt):
+def drive(name, options, dtype, steps=STEPS, groups=None, shapes=SHAPES, instead=TORCHS_OWN):
     """The long run: gradients missing at first and later, two lr changes, a resume; compared after every step."""
     twins = Twins(name, options, dtype, shapes, groups)
-    with rounding(sqrt=sqrt):
+    with rounding(**instead):
         for step in range(1, steps + 1):
             twins.feed(step, missing=missing_at(step))
             if step in (steps // 4, steps // 2):
