@@ -73,6 +73,28 @@ def test_an_optimizer_without_momentum_cannot_cycle_it(name: str) -> None:
     assert Pair(Case(name, build)).build().ended
 
 
+@pytest.mark.parametrize("key", ["momentum", "betas", "both"])
+@pytest.mark.parametrize("name", ["CyclicLR", "OneCycleLR"])
+def test_defaults_decide_what_is_cycled_and_betas_come_first(name: str, key: str) -> None:
+    both = {"momentum": 0.5, "betas": (0.8, 0.9)}
+    defaults = {"lr": 0.1} | (both if key == "both" else {key: both[key]})
+
+    def build(side: Any, optimizer: Any) -> Any:
+        options = {"base_lr": 0.01} if name == "CyclicLR" else {"total_steps": 30}
+        return getattr(side, name)(optimizer, max_lr=0.3, **options)
+
+    def group() -> dict[str, Any]:
+        return {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1} | both
+
+    pair = Pair(Case(name, build))
+    theirs = torch.optim.Optimizer([group()], dict(defaults))
+    pair.optimizers = (SimpleNamespace(param_groups=[group()], defaults=dict(defaults)), theirs)
+    theirs.step = lambda: None  # type: ignore[method-assign]
+    theirs.step._wrapped_by_lr_sched = theirs._opt_called = True  # type: ignore[attr-defined]
+    pair.build().steps(12)
+    assert not pair.ended
+
+
 def test_an_optimizer_without_defaults_shows_its_momentum_in_its_groups() -> None:
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.1, "betas": (0.9, 0.99)}])
     OURS.CyclicLR(optimizer, base_lr=0.01, max_lr=0.1).step()

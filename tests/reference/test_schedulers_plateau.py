@@ -133,3 +133,17 @@ def test_resuming_in_the_middle_equals_going_on(cut: int) -> None:
         for metric in (FALLING_THEN_FLAT * 2)[cut:]:
             scheduler.step(metric)
         assert optimizer.param_groups == whole.optimizers[0].param_groups
+
+
+def test_a_drop_of_exactly_eps_is_left_out() -> None:
+    pair = live({"patience": 0, "factor": 0.5, "eps": 0.05}, [1.0, 1.0])  # 0.1 - 0.05 == eps
+    assert pair.optimizers[0].param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("state", [{"mode": "max", "best": -1.0}, {"threshold_mode": "abs"}, {"mode": "least"}])
+def test_a_state_of_older_releases_may_be_partial(state: dict[str, Any]) -> None:
+    pair = live({"patience": 0}, [1.0])
+    pair.act(lambda index: pair.schedulers[index].load_state_dict(dict(state)))
+    assert pair.ended == (state.get("mode") == "least")
+    for metric in [1.0, 2.0, 0.99999] if not pair.ended else []:
+        pair.step(metric)
