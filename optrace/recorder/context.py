@@ -175,20 +175,15 @@ class StepContext:
         """Open the account of an optimizer that has just been made."""
         self._open(optimizer, _Track())
 
-    def owners(self, params: Callable[[], Sequence[Any]]) -> list[Any]:
-        """Return the known optimizers that hold one of `params()`, which is only asked for if several are known."""
+    def owners(self, params: Sequence[Any]) -> list[Any]:
+        """Return the known optimizers that hold one of `params`; a single known one whatever they are."""
         known = [optimizer for optimizer, _ in self._live()]
         if len(known) <= 1:
             return known
         if len(known) > REACH_LIMIT:
             return []
-        ids = frozenset(map(id, params()))
+        ids = frozenset(map(id, params))
         return [o for o in known if any(id(param) in ids for group in o.param_groups for param in group["params"])]
-
-    @property
-    def many(self) -> bool:
-        """Whether parameters must be looked at to tell which optimizer a clip belongs to."""
-        return 1 < len(self._tracks) <= REACH_LIMIT
 
     def _track(self, optimizer: Any) -> _Track:
         """The account of an optimizer; one not seen being made begins with what happened since the last step."""
@@ -305,7 +300,8 @@ class StepContext:
         """Note the total norm that a clip found; the first after a backward is the one before clipping."""
         if norm is None:
             return
-        for track in [self._track(optimizer) for optimizer in owners] or list(self._tracks.values())[:1]:
+        nobody = [] if self._references else [self._tracks.setdefault(0, _Track())]
+        for track in [self._track(optimizer) for optimizer in owners] or nobody:
             if track.norm is None:
                 track.norm = norm
 

@@ -133,3 +133,5 @@ class Calls(threading.local):
         """Keys of the open calls, the innermost last."""
         self.told = 0
         """Events that this thread has told."""
+        self.clipping: Any = None
+        """Parameters of the clip that is open, as far as they can be looked at without using up a generator."""

@@ -44,14 +44,14 @@ def current_scale(scaler: Any) -> Any:
 def _begin(
     name: str, before: Callable[[Any], None] | None = None
 ) -> Callable[[tuple[Any, ...], dict[str, Any]], Arguments]:
-    """Open a call; its note is None inside a call of the same method (an override that calls super())."""
+    """Open a call, last of all; its note is None inside a call of the same method (an override that calls super())."""
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         key = (name, id(args[0]))
         note = None if key in _calls.open else (args, kwargs)
-        _calls.open.append(key)
         if note is not None and before is not None:
             before(note)
+        _calls.open.append(key)
         return args, kwargs, note
 
     return begin

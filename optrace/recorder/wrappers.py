@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -86,7 +85,7 @@ def _put_on() -> None:
     _observers.put(torch.autograd, "backward", "backward", _begin_backward, _end_backward, _fail_backward)
     for name, begin in _CLIPS.items():
         if hasattr(torch.nn.utils, name):
-            _observers.put(torch.nn.utils, name, "clip", begin, _end_clip, _leave)
+            _observers.put(torch.nn.utils, name, "clip", begin, _end_clip, _fail_clip)
     _observers.spread()
 
 
@@ -221,19 +220,17 @@ def _end_module_zero_grad(note: Any, _: Any) -> None:
 
 def _begin_backward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Note a backward, unless it runs inside another (a reentrant checkpoint's, one that torch itself starts)."""
-    calls = _calls.open
-    nested = "backward" in calls or torch._C._current_graph_task_id() != -1
+    calls, listeners = _calls.open, None
+    if "backward" not in calls and torch._C._current_graph_task_id() == -1:
+        roots = args[0] if args else kwargs.get("tensors")
+        if not isinstance(roots, list | tuple):
+            roots = (roots,)
+        listeners = list(_listeners)
+        _tell("backward", None, {})
+        with _quiet():
+            for listener in listeners:
+                listener.context.begin_backward(roots)
     calls.append("backward")
-    if nested:
-        return args, kwargs, None
-    roots = args[0] if args else kwargs.get("tensors")
-    if not isinstance(roots, list | tuple):
-        roots = (roots,)
-    listeners = list(_listeners)
-    with _quiet():
-        for listener in listeners:
-            listener.context.begin_backward(roots)
-    _tell("backward", None, {})
     return args, kwargs, listeners
 
 
@@ -258,20 +255,20 @@ def _clip(kind: str, limit: str, total: str | None) -> Callable[[tuple[Any, ...]
     """Observe one clip function; `limit` is its second parameter, `total` the name of a norm that it is given."""
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        nested = "clip" in _calls.open  # torch's one function calls another
-        _calls.open.append("clip")
-        if nested:
-            return args, kwargs, None
-        if any(listener.context.many for listener in _listeners):
-            args, kwargs, params = _repeatable(args, kwargs)
+        calls, note = _calls.open, None
+        given = _argument(args, kwargs, 0, "parameters")
+        if "clip" in calls:  # torch's one function calls another, with a list in place of a generator
+            _calls.clipping = given
         else:
-            params = []
-        with _quiet():
-            data: dict[str, Any] = {"kind": kind, limit: _scalar(_argument(args, kwargs, 1, limit))}
-            if kind == "norm" and total is None:
-                data["norm_type"] = _scalar(_argument(args, kwargs, 2, "norm_type", 2.0))
-            given = None if total is None else read_scalar(_argument(args, kwargs, 2, total))
-        return args, kwargs, (data, params, given)
+            with _quiet():
+                data: dict[str, Any] = {"kind": kind, limit: _scalar(_argument(args, kwargs, 1, limit))}
+                if kind == "norm" and total is None:
+                    data["norm_type"] = _scalar(_argument(args, kwargs, 2, "norm_type", 2.0))
+                norm = None if total is None else read_scalar(_argument(args, kwargs, 2, total))
+            _calls.clipping = given
+            note = data, norm
+        calls.append("clip")
+        return args, kwargs, note
 
     return begin
 
@@ -280,18 +277,25 @@ def _end_clip(note: Any, result: Any) -> None:
     _calls.open.pop()
     if note is None:
         return
-    data, params, norm = note
+    (data, norm), given, _calls.clipping = note, _calls.clipping, None
     if norm is None and isinstance(result, torch.Tensor):
         with _quiet():
             norm = read_scalar(result)
     if data["kind"] == "norm":
         data["total_norm"] = norm
+    params = [given] if isinstance(given, torch.Tensor) else given if isinstance(given, list | tuple) else []
     owner = None
     for listener in _listeners:
-        owners = listener.context.owners(lambda: params)
+        owners = listener.context.owners(params)
         listener.context.clipped(owners, norm)
         owner = owners[0] if len(owners) == 1 else owner
     _tell("clip", owner, data)
+
+
+def _fail_clip(note: Any) -> None:
+    _calls.open.pop()
+    if note is not None:
+        _calls.clipping = None
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str, default: Any = None) -> Any:
@@ -303,20 +307,6 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return read_scalar(value)
     return value if value is None or isinstance(value, int | float) else str(value)
-
-
-def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Any]]:
-    """The same arguments with parameters that can be looked at twice; an empty generator stays one (torch warns)."""
-    given = _argument(args, kwargs, 0, "parameters")
-    if isinstance(given, torch.Tensor):
-        return args, kwargs, [given]
-    if isinstance(given, list | tuple) or given is None:
-        return args, kwargs, list(given or ())
-    params = list(given)
-    again = params if params else chain.from_iterable(()) if not hasattr(given, "gi_frame") else (p for p in params)
-    if args:
-        return (again, *args[1:]), kwargs, params
-    return args, {**kwargs, "parameters": again}, params
 
 
 _CLIPS = {
