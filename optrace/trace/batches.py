@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -195,80 +196,81 @@ def _members(options: Mapping[Any, Any]) -> Iterator[Any]:
 class StepBatches:
     """The one row of a step in the table `steps`; a template for each pattern of nulls."""
 
-    _names = tuple(column.name for column in COLUMNS["steps"])
     _nullable = tuple(column.name for column in COLUMNS["steps"] if column.nullable)
 
     def __init__(self) -> None:
-        self._templates: dict[tuple[bool, ...], tuple[bytearray, list[tuple[str, npt.NDArray[Any], bool]]]] = {}
+        self._templates: dict[tuple[bool, ...], _StepTemplate] = {}
 
     def fill(self, step: int, optimizer: int, values: Mapping[str, Any]) -> bytearray:
         """The batch of one step; a missing or None number is null (the counts: 0)."""
         get = values.get
         known = tuple([get(name) is not None for name in self._nullable])
-        made = self._templates.get(known)
-        if made is None:
-            made = self._templates[known] = self._build(known)
-        message, fields = made
-        for name, view, integer in fields:
-            value = get(name, 0)
-            if integer:
-                view[0] = signed(int(value or 0))
-            else:
-                view[0] = value
-        fields[0][1][0] = step
-        fields[1][1][0] = optimizer
-        return message
+        template = self._templates.get(known)
+        if template is None:
+            template = self._templates[known] = _StepTemplate(known)
+        numbers = [signed(int(get(name) or 0)) if integer else get(name) for name, integer in template.fields]
+        template.pack(template.message, template.start, step, optimizer, *numbers)
+        return template.message
 
-    def _build(self, known: tuple[bool, ...]) -> tuple[bytearray, list[tuple[str, npt.NDArray[Any], bool]]]:
-        nulls = frozenset(name for name, there in zip(self._nullable, known, strict=True) if not there)
-        template = BatchTemplate(record_batch("steps", 1, {}, nulls))
-        codes = {"int64": "i8", "int32": "i4", "double": "f8"}
-        fields = [
-            (column.name, template.view(column.name, codes[column.type]), column.type != "double")
-            for column in COLUMNS["steps"]
-            if column.name not in nulls
-        ]
-        return template.bytes, fields
+
+class _StepTemplate:
+    """A batch of one row; `pack` puts step, optimizer and the numbers of `fields` at their places in one call."""
+
+    def __init__(self, known: tuple[bool, ...]) -> None:
+        nulls = {name for name, there in zip(StepBatches._nullable, known, strict=True) if not there}
+        template = BatchTemplate(record_batch("steps", 1, {}, frozenset(nulls)))
+        columns = [column for column in COLUMNS["steps"] if column.name not in nulls]
+        self.message = template.bytes
+        self.fields = [(column.name, column.type != "double") for column in columns[2:]]
+        self.start = template.place(columns[0].name)[0]
+        codes = {"int64": ("q", 8), "int32": ("i", 4), "double": ("d", 8)}
+        layout, end = "<", self.start
+        for column in columns:
+            at = template.place(column.name)[0]
+            code, width = codes[column.type]
+            layout += f"{at - end}x{code}"
+            end = at + width
+        self.pack = struct.Struct(layout).pack_into
 
 
 class EventBatches:
     """Events, several a batch; their JSON is padded with spaces to a few sizes so that batches keep their layout."""
 
     def __init__(self) -> None:
-        self._templates: dict[Any, tuple[BatchTemplate, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], int]] = {}
+        self._templates: dict[Any, _EventTemplate] = {}
 
     def fill(self, events: Sequence[Event]) -> bytearray:
         """The batch of these events (at least one), in their order."""
-        kinds = tuple([event.kind for event in events])
         texts = [to_json(event.data).encode() if event.data else b"{}" for event in events]
+        kinds = tuple([event.kind for event in events])
         sizes = tuple([_bucket(len(text)) for text in texts])
-        key = (kinds, sizes)
-        made = self._templates.get(key)
-        if made is None:
+        template = self._templates.get((kinds, sizes))
+        if template is None:
             if len(self._templates) >= _TEMPLATES:
                 self._templates.clear()
-            made = self._templates[key] = self._build(kinds, sizes)
-        template, seq, step, optimizer, start = made
-        seq[:] = [event.seq for event in events]
-        step[:] = [event.step for event in events]
-        optimizer[:] = [event.optimizer for event in events]
-        text = b"".join([text.ljust(size) for text, size in zip(texts, sizes, strict=True)])
-        template.bytes[start : start + len(text)] = text
-        return template.bytes
+            template = self._templates[kinds, sizes] = _EventTemplate(kinds, sizes)
+        message = template.message
+        template.longs(message, template.seq, *[event.seq for event in events])
+        template.longs(message, template.step, *[event.step for event in events])
+        template.ints(message, template.optimizer, *[event.optimizer for event in events])
+        for text, start, size in zip(texts, template.starts, sizes, strict=True):
+            message[start : start + size] = text.ljust(size)
+        return message
 
-    @staticmethod
-    def _build(kinds: tuple[str, ...], sizes: tuple[int, ...]) -> Any:
+
+class _EventTemplate:
+    """A batch of events of these kinds, and where their numbers and texts are."""
+
+    def __init__(self, kinds: tuple[str, ...], sizes: tuple[int, ...]) -> None:
         columns = {"kind": [clean(kind) for kind in kinds], "data": [" " * size for size in sizes]}
         template = BatchTemplate(record_batch("events", len(kinds), columns))
-        whole = np.frombuffer(template.bytes, np.uint8)
-        start = template.view("data", "u1").ctypes.data - whole.ctypes.data
-        return (
-            template,
-            template.view("seq", "i8"),
-            template.view("step", "i8"),
-            template.view("optimizer", "i4"),
-            start,
+        self.message = template.bytes
+        self.seq, self.step, self.optimizer, data = (
+            template.place(name)[0] for name in ("seq", "step", "optimizer", "data")
         )
+        self.starts = [data + sum(sizes[:i]) for i in range(len(sizes))]
+        self.longs = struct.Struct(f"<{len(kinds)}q").pack_into
+        self.ints = struct.Struct(f"<{len(kinds)}i").pack_into
 
 
 def _bucket(size: int) -> int:

@@ -31,17 +31,22 @@ class BatchTemplate:
         self._array: npt.NDArray[np.uint8] = np.frombuffer(self.bytes, np.uint8)
         self._back = pa.ipc.read_record_batch(pa.py_buffer(self.bytes), batch.schema)  # aliases self.bytes
 
-    def view(self, column: str, dtype: str) -> npt.NDArray[Any]:
-        """The data buffer of a column as a writable array: numbers, bits of a bool, or the bytes of a string column.
+    def place(self, column: str) -> tuple[int, int]:
+        """Where the data buffer of a column is within `bytes`: offset and size.
 
-        The address of the buffer within `bytes` is where pyarrow finds it when it reads the batch back, so nothing is
-        assumed here about how Arrow lays out or pads a batch.
+        It is where pyarrow finds it when it reads the batch back, so nothing is assumed here about how Arrow lays out
+        or pads a batch.
         """
         buffer = self._back.column(column).buffers()[-1]
         start = buffer.address - self._array.ctypes.data
         if start < 0 or start + buffer.size > len(self.bytes):
             raise TraceError(f"pyarrow copied column {column} on reading; this version of pyarrow is not supported")
-        return self._array[start : start + buffer.size].view(dtype)
+        return start, buffer.size
+
+    def view(self, column: str, dtype: str) -> npt.NDArray[Any]:
+        """The data buffer of a column as a writable array: numbers, bits of a bool, or the bytes of a string column."""
+        start, size = self.place(column)
+        return self._array[start : start + size].view(dtype)
 
 
 class TableStream:
