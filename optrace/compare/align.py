@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from optrace.compare.columns import coded
+from optrace.compare.arrow import lists, numbers, texts
 from optrace.compare.match import Matching
 from optrace.compare.source import Source
 from optrace.errors import CompareError
@@ -101,13 +100,13 @@ def _start(source: Source, optimizer: int) -> _Start:
     table = source.trace.arrow("tensors", step=0, optimizer=optimizer, columns=columns)
     if not table.num_rows:
         return _Start({}, False, 0)
-    names, quantities = _texts(table, "param"), _texts(table, "quantity")
-    fingerprints = table.column("fingerprint").to_pylist()
+    names, quantities = texts(table.column("param")), texts(table.column("quantity"))
+    fingerprints = numbers(table.column("fingerprint")).tolist()
     params = {n: f for n, q, f in zip(names, quantities, fingerprints, strict=True) if q == "param"}
     has_state = any(q.startswith("state.") for q in quantities)
     counts = [row for row, q in enumerate(quantities) if q == "state.step"]
-    values = [table.column("sample")[row].as_py()[0] for row in counts]
-    finite = [value for value in values if value is not None and np.isfinite(value)]
+    values = lists(table.column("sample"))[counts, 0] if counts else np.empty(0)
+    finite = values[np.isfinite(values)].tolist()
     return _Start(params, has_state, int(max(finite, default=0)))
 
 
@@ -119,7 +118,7 @@ def _same_params(a: Source, optimizer: int, wanted: Mapping[str, int], start: _S
     history = a.trace.arrow(
         "tensors", optimizer=optimizer, param=probe, quantity="param", columns=["step", "fingerprint"]
     )
-    hits = history.column("step").to_numpy()[history.column("fingerprint").to_numpy() == wanted[probe]]
+    hits = numbers(history.column("step"))[numbers(history.column("fingerprint")) == wanted[probe]]
     return [
         int(step) for step in sorted(hits)[:_CANDIDATES] if step > 0 and _all_equal(a, optimizer, int(step), wanted)
     ]
@@ -128,10 +127,5 @@ def _same_params(a: Source, optimizer: int, wanted: Mapping[str, int], start: _S
 def _all_equal(a: Source, optimizer: int, step: int, wanted: Mapping[str, int]) -> bool:
     columns = ["param", "fingerprint"]
     table = a.trace.arrow("tensors", step=step, optimizer=optimizer, quantity="param", columns=columns)
-    there = dict(zip(_texts(table, "param"), table.column("fingerprint").to_pylist(), strict=True))
+    there = dict(zip(texts(table.column("param")), numbers(table.column("fingerprint")).tolist(), strict=True))
     return all(there.get(name) == fingerprint for name, fingerprint in wanted.items())
-
-
-def _texts(table: Any, name: str) -> list[str]:
-    codes, words = coded(table.column(name))
-    return [words[code] for code in codes]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optrace.compare.arrow import coded, integers, lists, numbers
 from optrace.compare.match import Cell, Matching
 from optrace.compare.names import Renaming
 from optrace.compare.source import Source, param_rows
@@ -133,8 +134,8 @@ class Side:
         table = self.source.trace.arrow(
             "tensors", step=own, optimizer=self._only, param=param, quantity=quantity, columns=list(columns)
         )
-        step = table.column("step").to_numpy().astype(np.int64)
-        optimizer = table.column("optimizer").to_numpy().astype(np.int64)
+        step = integers(table.column("step"))
+        optimizer = integers(table.column("optimizer"))
         pair = self._pairs(optimizer)
         step = step + np.array(self.offsets, np.int64)[pair]
         cell = self._cell_numbers(table, optimizer, pair)
@@ -176,7 +177,7 @@ class Side:
             if (own.a if self.is_a else own.b, names[code]) in self._known:
                 continue  # a parameter that the other side lacks
             rows = np.flatnonzero((joint == number) & (pair >= 0))
-            groups = table.column("group").to_numpy()[rows]
+            groups = numbers(table.column("group"))[rows]
             for group in np.unique(groups):
                 cells[rows[groups == group]] = self._loose(which, names[code], int(group))
         return cells
@@ -195,20 +196,6 @@ class Side:
         return lookup[codes] if names else np.empty(0, np.int64)
 
 
-def coded(column: Any) -> tuple[Ints, list[str]]:
-    """A string column of a `pyarrow.Table` as numbers into a list of its words."""
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    whole = column.unify_dictionaries().combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if isinstance(whole, pa.ChunkedArray):
-        if whole.num_chunks == 0:
-            return np.empty(0, np.int64), []
-        whole = whole.chunk(0)
-    return whole.indices.to_numpy(zero_copy_only=False).astype(np.int64), whole.dictionary.to_pylist()
-
-
 def _column(column: Any, kept: Any) -> Any:
     import pyarrow as pa
 
@@ -216,8 +203,5 @@ def _column(column: Any, kept: Any) -> Any:
         codes, words = coded(column)
         return codes[kept], words
     if pa.types.is_fixed_size_list(column.type):
-        width = column.type.list_size
-        parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
-        whole = np.concatenate(parts) if parts else np.empty((0, width))
-        return whole[kept]
-    return column.to_numpy()[kept]
+        return lists(column)[kept]
+    return numbers(column)[kept]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.columns import coded
+from optrace.compare.arrow import coded, integers, numbers
 from optrace.compare.match import Matching
 from optrace.compare.names import Renaming, match_hyper
 from optrace.compare.source import Source
@@ -242,8 +242,8 @@ def _load(source: Source, optimizers: Sequence[int], low: int, high: int, offset
     own = (low - max(offsets), high - min(offsets))
     only = optimizers[0] if len(optimizers) == 1 else None
     table = source.trace.arrow("groups", step=own, optimizer=only)
-    own_step = table.column("step").to_numpy().astype(np.int64)
-    optimizer = table.column("optimizer").to_numpy().astype(np.int64)
+    own_step = integers(table.column("step"))
+    optimizer = integers(table.column("optimizer"))
     pairs = np.full(max(int(optimizer.max(initial=0)), *optimizers) + 1, -1, np.int64)
     pairs[list(optimizers)] = np.arange(len(optimizers))
     pair = pairs[optimizer]
@@ -257,12 +257,12 @@ def _load(source: Source, optimizers: Sequence[int], low: int, high: int, offset
     return _Options(
         pair[keep],
         step[keep],
-        table.column("group").to_numpy().astype(np.int64)[keep],
+        integers(table.column("group"))[keep],
         key[keep],
         names,
         kind[keep],
         kinds,
-        table.column("number").to_numpy()[keep],
+        numbers(table.column("number"))[keep],
         text[keep],
         texts,
     )

@@ -27,6 +27,7 @@ from optrace.compare.step_notes import note_steps
 from optrace.compare.timeline import Timeline
 from optrace.compare.tolerance import Tolerance
 from optrace.compare.walk import Order, Tally, Walk
+from optrace.compare.words import count_words
 from optrace.errors import CompareError
 
 
@@ -138,7 +139,7 @@ class _Comparison:
             *presence.notes,
             *self.timeline.notes,
             *self.hyper.notes(),
-            *note_steps(self.a, self.b, self.matching, self.alignment.offsets),
+            *note_steps(self.a, self.b, self.matching, self.alignment.offsets, first.step if first else -1),
             *_lane_notes(walk, lanes, decides),
             *self.origin.notes,
         ]
@@ -227,9 +228,9 @@ def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str
         notes.append("within tolerance the two are the same; it is the bits that differ")
     if not decides and not tolerance.same and tolerance.would_pass_at is not None:
         notes.append(f"a tolerance of --eps {tolerance.would_pass_at:g} would have passed")
-    if not decides and walk.n_unproven:
+    if tolerance.same and not decides and walk.n_unproven:
         notes.append(
-            f"{walk.n_unproven:,} rows differ in bits while all that was recorded of them agrees;"
+            f"{count_words(walk.n_unproven, 'row')} differ in bits while all that was recorded of them agrees;"
             " to be sure record both with --values full"
         )
     if walk.drifted and tolerance.same and not decides:

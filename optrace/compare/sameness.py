@@ -54,4 +54,4 @@ def what_is_same(
         yield f"updates of step {step}"
     states = [name for name in sorted(recorded) if rank_of(name) == STATE_RANK and agrees(name)]
     if rank >= UPDATE_RANK and 0 < len(states) <= _FEW:
-        yield f"{', '.join(name.partition('.')[2] for name in states)} of step {step}"
+        yield f"state {' and '.join(name.partition('.')[2] for name in states)} of step {step}"

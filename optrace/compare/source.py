@@ -59,6 +59,8 @@ class Source:
     """First and last step that take part, both included; None leaves a side open."""
     path: Path | None
     """Folder or file on disk; None when there is none."""
+    rank: int | None = None
+    """The rank that was asked for; None: the lowest."""
 
     @property
     def recorded(self) -> bool:
@@ -92,9 +94,11 @@ def open_source(spec: Any) -> Source:
     base, suffixes = _split(text)
     trace, path = _open(base)
     name, optimizers, steps = _short(path or base), _all(trace), cast(Stretch, (None, None))
+    rank = None
     for suffix in suffixes:
         if match := _RANK.fullmatch(suffix):
-            trace = _rank(trace, int(match[1]), text)
+            rank = int(match[1])
+            trace = _rank(trace, rank, text)
             optimizers = _all(trace)
     for suffix in suffixes:
         if _RANK.fullmatch(suffix):
@@ -106,7 +110,7 @@ def open_source(spec: Any) -> Source:
         else:
             optimizers = _optimizer(trace, optimizers, suffix, text)
         name += f"@{suffix}"
-    return Source(text, name, trace, optimizers, steps, path)
+    return Source(text, name, trace, optimizers, steps, path, rank)
 
 
 def distinct_names(a: Source, b: Source) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optrace.compare.arrow import known, numbers
 from optrace.compare.match import Matching
 from optrace.compare.source import Source
 
@@ -20,8 +21,11 @@ _WORDS = {
 }
 
 
-def note_steps(a: Source, b: Source, matching: Matching, offsets: Sequence[int]) -> Iterator[str]:
-    """A note for each column of `steps` that differs, with the first step; nulls are unknown and left alone."""
+def note_steps(a: Source, b: Source, matching: Matching, offsets: Sequence[int], until: int) -> Iterator[str]:
+    """A note for each column of `steps` that differs, with the first step; nulls are unknown and left alone.
+
+    A loss that differs only after step `until` follows from what was found there and is not worth a note.
+    """
     columns = ["step", "optimizer", *_WORDS]
     table_a, table_b = a.trace.arrow("steps", columns=columns), b.trace.arrow("steps", columns=columns)
     if not table_a.num_rows or not table_b.num_rows:
@@ -39,10 +43,12 @@ def note_steps(a: Source, b: Source, matching: Matching, offsets: Sequence[int])
                 firsts.append((int(steps[first]), one[first].item(), other[first].item()))
         if firsts:
             step, value_a, value_b = min(firsts)
+            if name == "loss" and step > until:
+                continue
             yield words.format(step=step, a=value_a, b=value_b)
 
 
 def _known(table: Any, name: str, optimizer: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
     column = table.column(name)
-    known = column.is_valid().to_numpy() & (table.column("optimizer").to_numpy() == optimizer)
-    return table.column("step").to_numpy()[known], column.fill_null(0).to_numpy()[known]
+    there = known(column) & (numbers(table.column("optimizer")) == optimizer)
+    return numbers(table.column("step"))[there], numbers(column)[there]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optrace.compare.columns import Floats, Ints, coded
+from optrace.compare.arrow import coded, integers, numbers
+from optrace.compare.columns import Floats, Ints
 from optrace.compare.grid import Bools
 from optrace.compare.match import Matching
 from optrace.compare.source import Source
@@ -72,9 +73,9 @@ class Timeline:
         events = a.trace.arrow("events", columns=["seq", "step", "kind", "optimizer"])
         codes, words = coded(events.column("kind"))
         ends = codes == (words.index("step") if "step" in words else -1)
-        step = events.column("step").to_numpy()[ends].astype(np.int64)
-        seq = events.column("seq").to_numpy()[ends].astype(np.float64)
-        optimizer = events.column("optimizer").to_numpy()[ends]
+        step = numbers(events.column("step"))[ends].astype(np.int64)
+        seq = numbers(events.column("seq"))[ends].astype(np.float64)
+        optimizer = numbers(events.column("optimizer"))[ends]
         result = []
         for pair in matching.pairs:
             own = optimizer == pair.a
@@ -113,8 +114,8 @@ def _recorded(source: Source) -> dict[int, Ints]:
         rows = source.trace.arrow(table, step=step, columns=["step", "optimizer"])
         if table == "steps" and not rows.num_rows:
             rows = source.trace.arrow("tensors", columns=["step", "optimizer"])
-        steps = rows.column("step").to_numpy().astype(np.int64)
-        optimizers = rows.column("optimizer").to_numpy()
+        steps = integers(rows.column("step"))
+        optimizers = numbers(rows.column("optimizer"))
         for index in source.optimizers:
             own = np.unique(steps[optimizers == index])
             found.setdefault(index, []).append(own[[source.covers(int(step)) for step in own]] if len(own) else own)

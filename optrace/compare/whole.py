@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from optrace.compare.arrow import texts
 from optrace.compare.columns import Floats, Numbering, Side
 from optrace.compare.grid import Grid, after_name
 from optrace.compare.tolerance import Tolerance, element_errors, eps_of, tiny_of
@@ -91,7 +92,7 @@ class _Loader:
             quantity=self._own(name),
             columns=["dtype"],
         )
-        return str(rows.column("dtype")[0].as_py()) if rows.num_rows else ""
+        return str(texts(rows.column("dtype"))[0]) if rows.num_rows else ""
 
     def scale(self, name: str) -> tuple[Floats, float]:
         """Greatest magnitude of each element over the step, and the root mean square of what the step changed."""

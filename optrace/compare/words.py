@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from optrace.compare.report import DiffReport, Divergence
 
 Lines = list[tuple[str, str]]
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def sentences(report: DiffReport) -> tuple[str, Lines]:
@@ -133,6 +135,8 @@ def _difference(key: str, a: Any, b: Any) -> str:
 
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
+    if _DIGEST.fullmatch(text):
+        return text[:12]
     return text if len(text) <= 40 else text[:37] + "..."
 
 

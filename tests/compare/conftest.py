@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from optrace.trace.measure import measure_array
 from optrace.trace.writer import Event, RankWriter, RunWriter, TensorLayout
 
 ENVIRONMENT = {
-    "torch": {"version": "2.13.0"},
-    "cpu": {"capability": "AVX2"},
-    "threads": 1,
-    "packages": {"numpy": "2.0"},
+    "host": "here",
+    "python": {"version": "3.11.0"},
+    "cpu": {"architecture": "x86_64", "fma": True},
+    "torch": {"version": "2.13.0", "variant": "cpu"},
+    "cpu_capability": "AVX2",
+    "threads": {"intra": 1, "inter": 1},
+    "distributed": None,
+    "distributions": {"numpy": "2.0"},
 }
 
 
@@ -47,7 +52,7 @@ class Hand:
     ) -> None:
         self.folder = folder
         self.settings = {"values": "full" if values else "sample", "every": 1, "steps": None, **(settings or {})}
-        RunWriter.create(folder, {"command": ["train.py"], "settings": self.settings, **(info or {})})
+        RunWriter.create(folder, {"command": ["python", "train.py"], "settings": self.settings, **(info or {})})
         rank = folder / "rank=00000"
         rank.mkdir()
         self.writer = RankWriter(rank)
@@ -60,7 +65,11 @@ class Hand:
         self.last: dict[tuple[int, str, str], int] = {}
 
     def optimizer(
-        self, index: int, class_name: str, groups: list[list[tuple[str, torch.Tensor]]], implementation: str = "for-loop"
+        self,
+        index: int,
+        class_name: str,
+        groups: list[list[tuple[str, torch.Tensor]]],
+        implementation: str = "for-loop",
     ) -> None:
         """Announce an optimizer; `groups` holds (name, tensor) of each."""
         self.known[index] = {"groups": groups, "step": 0, "class": class_name, "implementation": implementation}
@@ -84,7 +93,13 @@ class Hand:
                 )
         self.writer.write_params(self.params)
         optimizers = [
-            {"index": i, "class": known["class"], "implementation": known["implementation"]}
+            {
+                "index": i,
+                "class": known["class"],
+                "module": f"torch.optim.{known['class'].lower()}",
+                "source": "5" * 64,
+                "implementation": known["implementation"],
+            }
             for i, known in self.known.items()
         ]
         self.writer.write_rank({**self.environment, "pid": 1, "optimizers": optimizers})
@@ -141,7 +156,9 @@ def hyper_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 class TorchHand(Hand):
     """Captures torch optimizers."""
 
-    def begin(self, index: int, optimizer: Any, names: Mapping[int, str], class_name: str | None = None, **more: Any) -> None:
+    def begin(
+        self, index: int, optimizer: Any, names: Mapping[int, str], class_name: str | None = None, **more: Any
+    ) -> None:
         groups = [[(names[id(p)], p) for p in group["params"]] for group in optimizer.param_groups]
         self.optimizer(index, class_name or type(optimizer).__name__, groups, **more)
         self.write(index, 0, [*self.param_rows(index), *self.state_rows(index, optimizer)])
@@ -178,7 +195,9 @@ class TorchHand(Hand):
         for number, group in enumerate(known["groups"]):
             for name, tensor in group:
                 grad = tensor.grad
-                rows.append((number, name, "grad", *((str(tensor.dtype)[6:], None) if grad is None else array_of(grad))))
+                rows.append(
+                    (number, name, "grad", *((str(tensor.dtype)[6:], None) if grad is None else array_of(grad)))
+                )
         optimizer.step()
         if tamper is not None:
             tamper()
@@ -191,11 +210,13 @@ class TorchHand(Hand):
             self.write(index, known["step"], rows, hyper, {"n_backward": 1, "n_skipped": 0, **steps})
 
 
-def model(seed: int = 0, sizes: tuple[int, ...] = (5, 20, 3), dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
+def model(
+    seed: int = 0, sizes: tuple[int, ...] = (5, 20, 3), dtype: torch.dtype = torch.float32
+) -> torch.nn.Sequential:
     """A small network with fixed start values."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[torch.nn.Module] = []
-    for number, (inside, outside) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (inside, outside) in enumerate(itertools.pairwise(sizes)):
         layer = torch.nn.Linear(inside, outside)
         with torch.no_grad():
             for p in layer.parameters():
