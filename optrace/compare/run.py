@@ -27,7 +27,7 @@ from optrace.compare.step_notes import note_steps
 from optrace.compare.timeline import Timeline
 from optrace.compare.tolerance import Tolerance
 from optrace.compare.walk import Order, Tally, Walk
-from optrace.compare.words import count_words
+from optrace.compare.words import count_words, value_words
 from optrace.errors import CompareError
 
 
@@ -140,6 +140,7 @@ class _Comparison:
             *self.timeline.notes,
             *self.hyper.notes(),
             *note_steps(self.a, self.b, self.matching, self.alignment.offsets, first.step if first else -1),
+            *_other_hyper(certain, first),
             *_lane_notes(walk, lanes, decides),
             *self.origin.notes,
         ]
@@ -219,6 +220,17 @@ def _evidence(walk: Walk, decides: bool, first: Divergence | None) -> str:
     if first is not None:
         return "bitwise" if decides and first.kind == "value" else first.evidence
     return "bitwise" if decides or not walk.exact.n_different else evidence.WORDS[walk.tolerance.weakest]
+
+
+def _other_hyper(certain: Sequence[tuple[Order, Divergence]], first: Divergence | None) -> list[str]:
+    """Notes on the hyper-parameters that differ beside the first."""
+    others = [row for _, row in certain if row.kind == "hyper" and row is not first]
+    notes = [
+        f"{row.quantity.partition('.')[2]} of group {row.group} is {value_words(row.a)} in {{A}}, {value_words(row.b)}"
+        f" in {{B}} since step {row.step}"
+        for row in others[:4]
+    ]
+    return [*notes, f"{len(others) - 4} more hyper-parameters differ"] if len(others) > 4 else notes
 
 
 def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str]:
