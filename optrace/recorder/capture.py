@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from optrace.recorder import hyper, whole
+from optrace.recorder.finding import Finder, StateFound
 from optrace.recorder.inventory import Inventory
 from optrace.recorder.jobs import Rows, measure_now
 from optrace.recorder.memory import Budget, Copies
@@ -19,8 +19,7 @@ from optrace.recorder.names import ParamNames
 from optrace.recorder.plans import AfterPlan, BeforePlan, Label, Located, StateLabel, make_label
 from optrace.recorder.selection import Quantities
 from optrace.recorder.settings import Settings
-from optrace.recorder.state import Scalars, leaves, locate_leaf
-from optrace.recorder.tensors import NOTHING, Found, Kind, Unmeasurable, locate, quiet_torch
+from optrace.recorder.tensors import NOTHING, Found, Kind
 from optrace.trace.writer import TensorLayout
 
 Tell = Callable[..., None]
@@ -28,6 +27,7 @@ Present = npt.NDArray[np.bool_]
 Options = list[dict[str, hyper.Scalar]]
 
 _LAYOUTS = 64
+_NO_NUMBERS = Located([], [], [])
 _NO_FINGERPRINTS: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
 
@@ -46,33 +46,25 @@ class Finished:
 class _Last:
     """Fingerprints in the last recorded rows, of parameters or of state: they tell what changed between two steps."""
 
-    labels: list[Any] = field(default_factory=list)
+    labels: Sequence[Any] = ()
     kinds: list[Kind] = field(default_factory=list)
     fingerprints: npt.NDArray[np.int64] = field(default_factory=lambda: _NO_FINGERPRINTS)
 
-    def changed(self, labels: list[Any], kinds: list[Kind], fingerprints: npt.NDArray[np.int64]) -> list[int]:
+    def changed(self, labels: Sequence[Any], kinds: list[Kind], fingerprints: npt.NDArray[np.int64]) -> list[int]:
         """Positions of `labels` that were not there, or whose values or dtype are not what they were."""
         if labels == self.labels and kinds == self.kinds:
-            return [] if (fingerprints == self.fingerprints).all() else _where(fingerprints != self.fingerprints)
+            same = fingerprints.tobytes() == self.fingerprints.tobytes()
+            return [] if same else _where(fingerprints != self.fingerprints)
         now = zip(labels, kinds, fingerprints.tolist(), strict=True)
         known = dict(zip(self.labels, zip(self.kinds, self.fingerprints.tolist(), strict=True), strict=True))
         return [i for i, (label, kind, value) in enumerate(now) if known.get(label) != (kind, value)]
 
-    def lost(self, labels: list[Any]) -> list[Any]:
+    def lost(self, labels: Sequence[Any]) -> list[Any]:
         """Labels that had values and have none."""
         if labels == self.labels:
             return []
         present = set(labels)
         return [label for label in self.labels if label not in present]
-
-
-@dataclass
-class _State:
-    """The measurable leaves of an optimizer's state."""
-
-    labels: list[StateLabel]
-    things: list[Any]
-    located: Located
 
 
 @dataclass
@@ -123,7 +115,7 @@ class Capture:
         self._wanted = Quantities(settings.quantities)
         self._tell = tell
         self._copies = Copies(budget)
-        self._scalars = Scalars()
+        self._finder = Finder(self.inventory, self._wanted, self._tell_once)
         self._before: BeforePlan | None = None
         self._after: AfterPlan | None = None
         self._after_labels: tuple[list[StateLabel], list[tuple[int, str]]] = ([], [])
@@ -154,9 +146,9 @@ class Capture:
     def world(self, optimizer: Any) -> Finished:
         """Step 0: every parameter and the state that exists, before the optimizer's first step."""
         keep: list[Any] = []
-        self._scalars.clear()
-        params, located = self._locate_params(optimizer, keep)
-        state = self._locate_state(optimizer, params, keep)
+        self._finder.scalars.clear()
+        params, located = self._look(optimizer, keep)
+        state = self._finder.state(optimizer, params, keep, self._whole)
         labels = self._param_labels("param", located.numels, located.kinds) if self._wanted.param else []
         split = len(labels)
         labels += self._state_labels("state", state)
@@ -176,12 +168,12 @@ class Capture:
     def before(self, optimizer: Any, step: int, scale: torch.Tensor | None) -> None:
         """Measure what the rule is given. `scale`: the gradients are so many times too large (a fused step's)."""
         keep: list[Any] = []
-        self._scalars.clear()
+        self._finder.scalars.clear()
         options: Options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
         wanted, threads = self._wanted, torch.get_num_threads()
-        params, located = self._locate_params(optimizer, keep)
-        grads = self._locate_grads(params, keep, scale)
-        state = self._locate_state(optimizer, params, keep)
+        params, located = self._look(optimizer, keep)
+        grads = self._finder.grads(params, keep, scale)
+        state = self._finder.state(optimizer, params, keep, self._whole)
         copies = None
         if wanted.update:
             if self._copies.fit(located) and self._copies.missing:
@@ -202,7 +194,7 @@ class Capture:
         if running is None or not self._wanted.grad:
             return
         keep: list[Any] = []
-        grads = self._locate_grads(running.params, keep, running.scale)
+        grads = self._finder.grads(running.params, keep, running.scale)
         rows = measure_now(list(grads), torch.get_num_threads())
         present = np.array([kind is not None for kind in grads.kinds], np.bool_)
         running.gradients = _Gradients(grads, rows, present, self._whole_grads(running.params, grads))
@@ -220,11 +212,9 @@ class Capture:
             raise RuntimeError("a step ended that had not begun")
         keep: list[Any] = []
         wanted = self._wanted
-        self._scalars.clear()
-        located = Located.of([locate(param, keep) for param in running.params])
-        if any(isinstance(kind, Unmeasurable) for kind in located.kinds):
-            raise RuntimeError("the values of a parameter went out of reach during step()")
-        state = self._locate_state(optimizer, running.params, keep)
+        self._finder.scalars.clear()
+        located = self._finder.same_params(running.params, keep)
+        state = self._finder.state(optimizer, running.params, keep, self._whole)
         scalars = self._locate_group_numbers(optimizer, running.options)
         copies = self._copies.addresses if wanted.update else None
         grads = running.gradients.located
@@ -258,7 +248,7 @@ class Capture:
         running: _Running,
         grads: Located,
         located: Located,
-        state: _State,
+        state: StateFound,
         scalars: Located,
         copies: list[int | None] | None,
     ) -> AfterPlan:
@@ -301,20 +291,20 @@ class Capture:
     # ---- edits between two steps ----
 
     def _edited(
-        self, params: list[torch.Tensor], located: Located, state: _State, plan: BeforePlan, threads: int
+        self, params: list[torch.Tensor], located: Located, state: StateFound, plan: BeforePlan, threads: int
     ) -> _Extra:
         """`param_in` and `state_in` of what is not, bit for bit, as the last recorded rows have it."""
         extra = _Extra()
         names, groups = self.inventory.names, self.inventory.groups
         if self._wanted.param:
-            for i in self._last_params.changed(list(names), located.kinds, plan.param_fingerprints):
+            for i in self._last_params.changed(names, located.kinds, plan.param_fingerprints):
                 if self._wanted.param_in:
                     _, numel, kind = located[i]
                     extra.labels.append(make_label(groups[i], names[i], "param_in", numel, kind))
                     extra.found.append(located[i])
                     if self._whole:
                         extra.values |= whole.view_of(f"{self.index}/param_in/{names[i]}", params[i], located[i])
-        labels = self._named(state.labels)
+        labels = state.names
         for i in self._last_state.changed(labels, state.located.kinds, plan.state_fingerprints):
             index, key = state.labels[i]
             if self._wanted.has(f"state_in.{key}"):
@@ -338,79 +328,25 @@ class Capture:
         self,
         located: Located,
         params: npt.NDArray[np.int64],
-        state: _State,
+        state: StateFound,
         state_fingerprints: npt.NDArray[np.int64],
     ) -> None:
         """Keep the fingerprints of the rows that have just been recorded."""
         if self._wanted.param:
-            self._last_params = _Last(list(self.inventory.names), located.kinds, params.copy())
-        last = self._last_state
-        if len(last.labels) == len(state.labels) and last.labels == self._named(state.labels):
-            last.kinds, last.fingerprints = state.located.kinds, state_fingerprints.copy()
-        else:
-            self._last_state = _Last(self._named(state.labels), state.located.kinds, state_fingerprints.copy())
-
-    def _named(self, labels: list[StateLabel]) -> list[tuple[str, str]]:
-        names = self.inventory.names
-        return [(names[index] if index >= 0 else "", key) for index, key in labels]
+            self._last_params = _Last(self.inventory.names, located.kinds, params.copy())
+        self._last_state = _Last(state.names, state.located.kinds, state_fingerprints.copy())
 
     # ---- where things lie ----
 
-    def _locate_params(self, optimizer: Any, keep: list[Any]) -> tuple[list[torch.Tensor], Located]:
-        while True:
-            params, changed = self.inventory.current(optimizer)
-            located = Located.of([locate(param, keep) for param in params])
-            blind = {
-                name: kind.reason
-                for name, kind in zip(self.inventory.names, located.kinds, strict=True)
-                if isinstance(kind, Unmeasurable)
-            }
-            if changed or (self._before is not None and not self._before.has_params(located)):
-                self.params_changed = True
-                self._before = self._after = self._layout = None
-                self._layouts.clear()
-            if not blind:
-                return params, located
-            for name, reason in blind.items():
-                self._tell_once("parameter not recorded", f"{name}: {reason}")
-            self.inventory.leave_out(blind)
-
-    def _locate_grads(self, params: list[torch.Tensor], keep: list[Any], scale: torch.Tensor | None) -> Located:
-        if not self._wanted.grad:
-            return Located([], [], [])
-        found: list[Found] = []
-        for param in params:
-            grad = param.grad if param.is_leaf or param.retains_grad else _grad_of_inner(param)
-            if grad is None:
-                found.append(NOTHING)
-                continue
-            if scale is not None:
-                with quiet_torch():
-                    grad = grad.detach() / scale.to(grad.device)
-                keep.append(grad)
-            one = locate(grad, keep)
-            if isinstance(one[2], Unmeasurable):
-                self._tell_once("gradient not recorded", one[2].reason)
-                one = NOTHING
-            found.append(one)
-        return Located.of(found)
-
-    def _locate_state(self, optimizer: Any, params: list[torch.Tensor], keep: list[Any]) -> _State:
-        labels: list[StateLabel] = []
-        things: list[Any] = []
-        located: list[Found] = []
-        has = self._wanted.has
-        for index, key, thing in leaves(optimizer.state, params):
-            if not has(f"state.{key}"):
-                continue
-            found = locate_leaf(thing, self._scalars, keep)
-            if isinstance(found[2], Unmeasurable):
-                self._tell_once("state not recorded", f"{key}: {found[2].reason}")
-                continue
-            labels.append((index, key))
-            things.append(thing)
-            located.append(found)
-        return _State(labels, things, Located.of(located))
+    def _look(self, optimizer: Any, keep: list[Any]) -> tuple[list[torch.Tensor], Located]:
+        """The parameters before the step; plans are dropped when they have changed."""
+        params, located = self._finder.params(optimizer, keep)
+        if self._finder.changed:
+            self._finder.changed = False
+            self.params_changed = True
+            self._before = self._after = self._layout = None
+            self._layouts.clear()
+        return params, located
 
     def _locate_group_numbers(self, optimizer: Any, before: Options) -> Located:
         """Numbers of the groups that `step()` wrote, in this step or an earlier one."""
@@ -421,13 +357,13 @@ class Capture:
                     if (group, key) not in self._group_keys and self._wanted.has(f"group.{key}"):
                         self._group_keys.append((group, key))
         if not self._group_keys:
-            return Located([], [], [])
+            return _NO_NUMBERS
         numbers = [
             (group, key, after[group].get(key) if group < len(after) else None) for group, key in self._group_keys
         ]
         numbers = [(group, key, value) for group, key, value in numbers if isinstance(value, float | int)]
         self._group_keys = [(group, key) for group, key, _ in numbers]
-        return Located.of([self._scalars.place(value) for _, _, value in numbers])  # type: ignore[arg-type]
+        return Located.of([self._finder.scalars.place(value) for _, _, value in numbers])  # type: ignore[arg-type]
 
     # ---- names of rows, whole values, words ----
 
@@ -438,8 +374,8 @@ class Capture:
         rows = zip(self.inventory.groups, self.inventory.names, numels, kinds, strict=True)
         return [make_label(group, name, quantity, numel, kind) for group, name, numel, kind in rows]
 
-    def _state_labels(self, quantity: str, state: _State) -> list[Label]:
-        rows = zip(state.labels, self._named(state.labels), state.located, strict=True)
+    def _state_labels(self, quantity: str, state: StateFound) -> list[Label]:
+        rows = zip(state.labels, state.names, state.located, strict=True)
         return [
             make_label(self._group_of(index), name, f"{quantity}.{key}", numel, kind)
             for (index, key), (name, _), (_, numel, kind) in rows
@@ -461,8 +397,8 @@ class Capture:
         keys = [f"{self.index}/{quantity}/{name}" for name in self.inventory.names]
         return whole.views_of(keys, params, located)
 
-    def _whole_state(self, quantity: str, state: _State) -> whole.Values:
-        labels = zip(state.labels, self._named(state.labels), strict=True)
+    def _whole_state(self, quantity: str, state: StateFound) -> whole.Values:
+        labels = zip(state.labels, state.names, strict=True)
         keys = [f"{self.index}/{quantity}.{key}/{name}" for (_, key), (name, _) in labels]
         return whole.views_of(keys, state.things, state.located)
 
@@ -491,10 +427,3 @@ class Capture:
 def _where(mask: npt.NDArray[np.bool_]) -> list[int]:
     positions: list[int] = np.flatnonzero(mask).tolist()
     return positions
-
-
-def _grad_of_inner(param: torch.Tensor) -> torch.Tensor | None:
-    """The gradient of a parameter that is no leaf (a differentiable optimizer's), without torch's warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return param.grad

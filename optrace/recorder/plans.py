@@ -42,7 +42,7 @@ class Located:
 
     def like(self, other: Located) -> bool:
         """Whether sizes and dtypes are the same."""
-        return self.numels == other.numels and self.kinds == other.kinds
+        return self is other or (self.numels == other.numels and self.kinds == other.kinds)
 
     def __getitem__(self, index: int) -> Found:
         return self.addresses[index], self.numels[index], self.kinds[index]
@@ -76,7 +76,9 @@ class BeforePlan:
         self.rows: Rows = np.zeros(len(ops), ROW)
         for row, (op, found, copy) in enumerate(ops):
             fill_job(self._jobs[row], op, found, row, b=copy)
-        self._addresses = self._jobs["a"]
+        self._grad_addresses = self._jobs["a"][: self.n_grads]
+        self._other_addresses = self._jobs["a"][self.n_grads :]
+        self._filled = params, state
         first, last = self.n_grads, self.n_grads + (len(params) if with_params else 0)
         self.grad_rows = self.rows[:first]
         self.param_rows = self.rows[first:last]
@@ -96,8 +98,10 @@ class BeforePlan:
 
     def run(self, grads: Located, params: Located, state: Located, threads: int) -> None:
         """Measure into `rows`; the parameters' values go to their copies."""
-        middle = params.addresses if self._with_params else []
-        self._addresses[:] = grads.addresses + middle + state.addresses
+        self._grad_addresses[:] = grads.addresses
+        if params is not self._filled[0] or state is not self._filled[1]:
+            self._other_addresses[:] = (params.addresses if self._with_params else []) + state.addresses
+            self._filled = params, state
         measure(self._jobs, self.rows, threads)
 
 
@@ -157,6 +161,7 @@ class AfterPlan:
         for number, (op, found, row, row2, copy) in enumerate(ops):
             fill_job(self._jobs[number], op, found, row, row2, copy)
         self._addresses = self._jobs["a"]
+        self._filled = params, state, scalars
         self.param_fingerprints: npt.NDArray[np.int64] = self.rows[param_row:state_row]["fingerprint"]
         self.state_fingerprints: npt.NDArray[np.int64] = self.rows[state_row:scalar_row]["fingerprint"]
         self.present = np.ones(total, np.bool_)
@@ -184,8 +189,9 @@ class AfterPlan:
         threads: int,
     ) -> None:
         """Measure into `rows` and `present`; `grads` and `before` (one row a parameter) come from before the step."""
-        middle = params.addresses if self._with_params else []
-        self._addresses[:] = middle + state.addresses + scalars.addresses
+        if self._filled[0] is not params or self._filled[1] is not state or self._filled[2] is not scalars:
+            self._addresses[:] = (params.addresses if self._with_params else []) + state.addresses + scalars.addresses
+            self._filled = params, state, scalars
         measure(self._jobs, self._rows, threads)
         if self.n_grads:
             self.rows[: self.n_grads] = grads[0]
@@ -205,8 +211,7 @@ def sampled_update(before: np.void | None, after: np.void) -> np.void:
         row["sample"] = after["sample"] - before["sample"]
     word = fingerprint(np.where(np.isnan(row["sample"]), np.nan, row["sample"]))
     row["fingerprint"] = word - 2**64 if word >= 2**63 else word
-    unknown: np.void = row[()]
-    return unknown
+    return row[()]  # type: ignore[return-value]
 
 
 def make_label(group: int, param: str, quantity: str, numel: int, kind: Kind) -> Label:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from optrace.recorder.session import Session
 
 
+_REAL = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
 class Kind(Enum):
     """What a running call of `step()` turned out to be."""
 
@@ -152,17 +155,17 @@ class Steps:
 
     def _judge(self, optimizer: Any, track: Track) -> Kind:
         """What kind of call of `step()` this is."""
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        first = next((param for param in params if isinstance(param, torch.Tensor)), None)
-        if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
+        first = _first_param(optimizer)
+        if first is not None and type(first) not in _REAL:
+            if isinstance(locate(first, [])[2], Unmeasurable) and _all_unmeasurable(optimizer):
+                return Kind.NOT_SEEN
+        elif first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
             self._session.tell("step not recorded", which="it was captured into a CUDA graph", optimizer=optimizer)
-            return Kind.NOT_SEEN
-        if first is not None and isinstance(locate(first, [])[2], Unmeasurable) and _all_unmeasurable(params):
             return Kind.NOT_SEEN
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, torch.Tensor) and bool(found_inf.detach().ne(0).any().item()):
             return Kind.SKIPPED
-        if _initialises_state(optimizer, params):
+        if _initialises_state(optimizer):
             return Kind.STATE_INIT
         return Kind.RECORDED if is_recorded(track.completed + 1, self._settings) else Kind.COUNTED
 
@@ -271,15 +274,26 @@ def _loss_of(result: Any) -> Any:
     return result if isinstance(result, int | float) else None
 
 
-def _all_unmeasurable(params: list[Any]) -> bool:
-    return all(isinstance(locate(param, [])[2], Unmeasurable) for param in params)
+def _first_param(optimizer: Any) -> Any:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            return param
+    return None
+
+
+def _params(optimizer: Any) -> list[Any]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def _all_unmeasurable(optimizer: Any) -> bool:
+    return all(isinstance(locate(param, [])[2], Unmeasurable) for param in _params(optimizer))
 
 
 def _differs_from_zero(rate: Any) -> bool:
     return bool((rate.detach() if isinstance(rate, torch.Tensor) else rate) != 0)
 
 
-def _initialises_state(optimizer: Any, params: list[Any]) -> bool:
+def _initialises_state(optimizer: Any) -> bool:
     """Whether this step only makes the optimizer create its state: every lr 0, every gradient zero, no state yet.
 
     torch.distributed.checkpoint does so before it can load or save an optimizer that has not stepped.
@@ -287,7 +301,7 @@ def _initialises_state(optimizer: Any, params: list[Any]) -> bool:
     rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
     if not rates or any(_differs_from_zero(rate) for rate in rates):
         return False
-    with_grad = [param for param in params if param.is_leaf and param.grad is not None]
+    with_grad = [param for param in _params(optimizer) if param.is_leaf and param.grad is not None]
     if not with_grad or any(optimizer.state.get(param) for param in with_grad):
         return False
     keep: list[Any] = []
