@@ -269,21 +269,31 @@ def _enter(run: Path, process: Process, force: bool) -> Place:
     """The place of `process` in `run`, made."""
     for _ in range(100):
         run.mkdir(parents=True, exist_ok=True)
-        inode = run.stat().st_ino
-        entered = _is_run(run) or not any(run.iterdir()) or _is_run(run)  # twice: another process may enter just now
-        if entered and _write_once(run / ".launch", process.launch) == process.launch:
-            if not process.may_lead or _write_once(run / ".job", process.job) != process.job:
-                return _enter_child(run, process)
-            rank = _make_rank(run, process)
-            if rank is not None:
-                return Place(run, rank, process.rank)
-            if process.may_be_child:
-                return _enter_child(run, process)
-        _refuse(run, force)
-        _move_aside(run, inode)
+        try:
+            inode = run.stat().st_ino
+            place = _try_to_enter(run, process)
+            if place is not None:
+                return place
+            _refuse(run, force)
+            _move_aside(run, inode)
+        except FileNotFoundError:
+            continue  # another process has just moved the folder away
     raise RecordError(
         f"{run} was moved away again and again while this process was entering it; choose another with -o"
     )
+
+
+def _try_to_enter(run: Path, process: Process) -> Place | None:
+    """The place of `process` in the folder that is there now; None where that is another job's."""
+    free = _is_run(run) or not any(run.iterdir()) or _is_run(run)  # asked twice: another process may enter just now
+    if not free or _write_once(run / ".launch", process.launch) != process.launch:
+        return None
+    if not process.may_lead or _write_once(run / ".job", process.job) != process.job:
+        return _enter_child(run, process)
+    rank = _make_rank(run, process)
+    if rank is not None:
+        return Place(run, rank, process.rank)
+    return _enter_child(run, process) if process.may_be_child else None
 
 
 def _enter_child(run: Path, process: Process) -> Place:
@@ -323,7 +333,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def _refuse(run: Path, force: bool) -> None:
-    """Raise unless `run` is a finished run that `force` may move out of the way."""
+    """Raise unless `run` is a finished run that `force` may move out of the way, or is gone by now."""
+    if not run.exists():
+        return
     if not run.is_dir():
         raise RecordError(f"{run} is a file, not a folder for a run; choose another with -o")
     if not _is_run(run):

@@ -73,7 +73,8 @@ def launched(output, launch="aaaa", pid=1, is_python=True, shared=False):
 
 def torchrun(tmp_path, rank, restarts=0, agent="x1", nodes=1, run_id="none"):
     error_file = tmp_path / "logs" / agent / f"attempt_{restarts}" / str(rank) / "error.json"
-    error_file.parent.mkdir(parents=True, exist_ok=True)
+    for each in range(4):  # torchrun makes the folders of all ranks before it starts any
+        (error_file.parents[1] / str(each)).mkdir(parents=True, exist_ok=True)
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": str(nodes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": run_id,
