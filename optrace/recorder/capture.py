@@ -154,6 +154,8 @@ class Capture:
         labels += self._state_labels("state", state)
         rows = measure_now([*(located if split else ()), *state.located], torch.get_num_threads())
         self._remember(located, rows["fingerprint"][:split], state, rows["fingerprint"][split:])
+        if self._settings.values == "none":
+            rows["sample"] = np.nan
         for group in optimizer.param_groups:
             for option in hyper.unread_options(group):
                 self._tell_once("option not recorded", option)

@@ -109,15 +109,17 @@ class KnownState:
             for value, one in zip(values, marks, strict=True):
                 if isinstance(one, tuple):
                     ref, address, numel = one
+                    tensor = ref()
                     if (
-                        ref() is not value
-                        or value.data_ptr() != address
-                        or not value.is_contiguous()
-                        or value.numel() != numel
+                        tensor is not value
+                        or tensor is None
+                        or tensor.data_ptr() != address
+                        or not tensor.is_contiguous()
+                        or tensor.numel() != numel
                     ):
                         return False
                 elif type(value) is one:
-                    scalars.place(value)
+                    scalars.place(value)  # type: ignore[arg-type]
                 else:
                     return False
         return True
