@@ -15,10 +15,10 @@ or once (a fused multiply-add). ATen's AVX2 and AVX-512 kernels fuse; its plain 
 | `s / a`                         | (1/a) * s: two roundings                  | the same                    |
 
 A scalar is a Python double until it meets a tensor; there it is rounded once, to the tensor's dtype. float16 is
-computed in float32 and rounded after every operation; it is exact for whole vectors only, since torch rounds the
-product inside `add(alpha)` too in the last numel % 32 elements and in strided tensors. NumPy has no bfloat16. Every
-function takes and returns ndarrays (0-d ones stay
-arrays), never writes to its arguments, and is silent about overflow and NaN, as torch is.
+computed in float32 and rounded after every operation; that is exact where torch works in whole vectors, while in the
+rest of a tensor, and in strided ones, torch rounds the product inside `add(alpha)` once more. NumPy has no bfloat16.
+Every function takes and returns ndarrays (0-d ones stay arrays), never writes to its arguments, and is silent about
+overflow and NaN, as torch is.
 
 Measured on torch 2.13.0, x86-64. Square roots, sums and matrix products torch leaves to libraries (its square root is
 Intel MKL's on such builds, up to one ulp from the correctly rounded one; sums depend on the order of summation). They

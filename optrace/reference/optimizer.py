@@ -202,6 +202,8 @@ class Optimizer:
         self.param_groups = saved_groups
 
     def _unpack(self, parameter: Any, key: str, value: Any) -> Any:
+        if value is None:  # torch before 2.0 kept a momentum_buffer of None until the first gradient
+            return None
         if isinstance(value, (int, float)):  # torch before 1.12 kept state scalars as Python numbers
             return np.array(value, np.float32)
         array = np.array(as_array(value))

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from .twins import drive, eps_per_step
+from optrace.reference import rounding
+
+from .twins import TORCHS_OWN, Twins, drive, eps_per_step
 
 WITHOUT_ROOT = {
     "Adamax": [
@@ -118,3 +121,28 @@ def test_groups_keep_their_own_options(name, dtype):
 @pytest.mark.parametrize(("name", "options"), cases(ALL))
 def test_complex_parameters_are_pairs_of_real_ones(name, options, dtype):
     drive(name, options, dtype, steps=24)
+
+
+@pytest.mark.parametrize(("name", "options"), cases(ALL))
+def test_half_precision_is_within_4_eps_a_step(name, options):
+    param, state = eps_per_step(name, options, np.float16, steps=20)
+    assert param <= 4
+    assert state <= 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["SGD", *ALL])
+def test_infinite_missing_tiny_and_zero_numbers_come_out_as_torchs(name, dtype):
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1} if name == "SGD" else ALL[name][-1]
+    twins = Twins(name, options, dtype, shapes=[(8,), (67,), (0,)])
+    tiny, huge = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
+    special = [0.0, -0.0, tiny, -3 * tiny, float(huge) / 4, 1e-30, np.inf, np.nan]
+    with rounding(**TORCHS_OWN):
+        for step in range(1, 7):
+            twins.feed(step)
+            for mine, tensor in zip(twins.ours, twins.theirs, strict=True):
+                if mine.grad.size and step > 1:
+                    mine.grad[:8] = np.roll(special, step if step < 4 else 0)
+                    tensor.grad[:8] = torch.from_numpy(mine.grad[:8])
+            twins.step()
+            twins.check(step)

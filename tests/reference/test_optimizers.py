@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import os
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from optrace.reference import RULES, SGD, Adam, Parameter, rounding
 from optrace.reference.rule import rule
 
 from .test_elementwise import ALL
-from .twins import FUSED, TORCHS_OWN, Twins
+from .twins import FUSED, TORCHS_OWN, Twins, assert_same
 
 NAMES = ["SGD", *ALL, "SparseAdam", "Adafactor", "Muon", "LBFGS"]
 DENSE = ["SGD", *ALL, "Adafactor"]
@@ -219,6 +220,35 @@ def test_a_torch_models_own_parameters_are_updated_in_place():
     assert [group["lr"] for group in ours.param_groups] == [0.01, 0.001]
     for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_copies_and_pickles_go_on_from_the_same_state():
+    param = Parameter(np.ones(3), np.full(3, 0.5))
+    optimizer = Adam([param], lr=0.1)
+    optimizer.step()
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        (twin,) = other.param_groups[0]["params"]
+        assert twin is not param
+        other.step()
+        assert float(other.state[twin]["step"]) == 2
+    optimizer.step()
+    np.testing.assert_array_equal(twin.data, param.data)
+
+
+def test_checkpoints_of_old_torch_are_understood():
+    param = Parameter(np.ones(2, np.float32), np.ones(2, np.float32))
+    adam = Adam([param])
+    adam.step()
+    saved = adam.state_dict()
+    saved["state"][0]["step"] = 7  # a Python int before torch 1.12
+    del saved["param_groups"][0]["maximize"]
+    adam.load_state_dict(saved)
+    assert_same(adam.state[param]["step"], np.float32(7), "step")
+    adam.step()
+    sgd = SGD([param], lr=0.5, momentum=0.9)
+    sgd.load_state_dict({"state": {0: {"momentum_buffer": None}}, "param_groups": sgd.state_dict()["param_groups"]})
+    sgd.step()
+    np.testing.assert_array_equal(sgd.state[param]["momentum_buffer"], [1, 1])
 
 
 def test_zero_grad_forgets_or_zeroes():
