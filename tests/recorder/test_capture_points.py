@@ -1,4 +1,4 @@
-"""The ways in which a recorder of optimizers is fooled, one test each (points 1 to 7 of the design's recorder section)."""
+"""The ways in which a recorder of optimizers is fooled, one test each: points 1 to 7 of the design on the recorder."""
 
 from __future__ import annotations
 
