@@ -78,22 +78,31 @@ class Story:
             self._rows[key] = np.zeros(len(names), ROW)
         return self._layouts[key]
 
-    def tell_step(self, step: int, optimizer: int = 0) -> None:
+    @staticmethod
+    def arrays_of(step: int, optimizer: int) -> dict[tuple[str, str], np.ndarray | None]:
+        """(param, quantity) to the values of a step; None for a gradient that was None."""
         random = np.random.default_rng((step, optimizer))
-        quantities = QUANTITIES if step else ("param",)
-        layout = self.layout(optimizer, quantities)
-        rows = self._rows[optimizer, quantities]
+        arrays: dict[tuple[str, str], np.ndarray | None] = {}
+        for name, shape in PARAMS.items():
+            for quantity in QUANTITIES if step else ("param",):
+                array = random.standard_normal(shape).astype(np.float64 if quantity == "update" else np.float32)
+                if step == 5 and name == "first.bias":
+                    array[:3] = [np.nan, np.inf, -0.0]
+                missing = quantity == "grad" and name == "scale" and step % 3 == 0
+                arrays[name, quantity] = None if missing else array
+        return arrays
+
+    def tell_step(self, step: int, optimizer: int = 0) -> None:
+        arrays = self.arrays_of(step, optimizer)
+        layout = self.layout(optimizer, QUANTITIES if step else ("param",))
+        rows = self._rows[optimizer, QUANTITIES if step else ("param",)]
         present = np.ones(len(layout), bool)
-        for i, (name, quantity) in enumerate(zip(layout.param, layout.quantity, strict=True)):
-            dtype = np.float64 if quantity == "update" else np.float32
-            array = random.standard_normal(PARAMS[name]).astype(dtype)
-            if quantity == "grad" and name == "scale" and step % 3 == 0:
+        for i, array in enumerate(arrays.values()):
+            if array is None:
                 present[i] = False
-                array = np.zeros(0, dtype)
-            if step == 5 and name == "first.bias":
-                array[:3] = [np.nan, np.inf, -0.0]
+                array = np.zeros(0)
             rows[i] = measure_array(array)
-            self.arrays[step, optimizer, name, quantity] = array if present[i] else None
+        self.arrays.update({(step, optimizer, *key): array for key, array in arrays.items()})
         if step == 0:
             begin = self.event(0, "recorder", optimizer, what="begin")
             self.writer.write_step(0, optimizer, tensors=(layout, rows, present), events=[begin])
