@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optrace.compare.match import Matching
@@ -107,8 +109,8 @@ def _flat(source: Source, matching: Matching, *, left: bool) -> Iterator[tuple[s
     """Facts about a side under dotted names, the weightiest first, without those that differ between any two runs."""
     info, rank = source.trace.info, source.trace.rank_info
     command = info.get("command")
-    if isinstance(command, list):
-        yield "command", " ".join(str(word) for word in command)
+    if isinstance(command, list) and command:
+        yield "command", shlex.join([Path(str(command[0])).name, *(str(word) for word in command[1:])])
     for key, value in info.items():
         if key not in _OF_THE_RUN:
             yield from _leaves(key, value)

@@ -139,7 +139,7 @@ class _Comparison:
             *presence.notes,
             *self.timeline.notes,
             *self.hyper.notes(),
-            *note_steps(self.a, self.b, self.matching, self.alignment.offsets, first.step if first else -1),
+            *note_steps(self.a, self.b, self.matching, self.alignment.offsets, first),
             *_other_hyper(certain, first),
             *_lane_notes(walk, lanes, decides),
             *self.origin.notes,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from optrace.compare.arrow import known, numbers
 from optrace.compare.match import Matching
+from optrace.compare.report import Divergence
 from optrace.compare.source import Source
 
 _WORDS = {
@@ -21,11 +22,15 @@ _WORDS = {
 }
 
 
-def note_steps(a: Source, b: Source, matching: Matching, offsets: Sequence[int], until: int) -> Iterator[str]:
+def note_steps(
+    a: Source, b: Source, matching: Matching, offsets: Sequence[int], first: Divergence | None
+) -> Iterator[str]:
     """A note for each column of `steps` that differs, with the first step; nulls are unknown and left alone.
 
-    A loss that differs only after step `until` follows from what was found there and is not worth a note.
+    A loss that differs only after the first divergence follows from it. Random states differ between any two programs
+    that set no seed: they are worth a note only where something random may have come first, in start values and gradients.
     """
+    upstream = first is not None and (first.quantity == "grad" or (first.quantity == "param" and first.step == 0))
     columns = ["step", "optimizer", *_WORDS]
     table_a, table_b = a.trace.arrow("steps", columns=columns), b.trace.arrow("steps", columns=columns)
     if not table_a.num_rows or not table_b.num_rows:
@@ -43,7 +48,7 @@ def note_steps(a: Source, b: Source, matching: Matching, offsets: Sequence[int],
                 firsts.append((int(steps[first]), one[first].item(), other[first].item()))
         if firsts:
             step, value_a, value_b = min(firsts)
-            if name == "loss" and step > until:
+            if (name == "loss" and (first is None or step > first.step)) or (name == "rng" and not upstream):
                 continue
             yield words.format(step=step, a=value_a, b=value_b)
 

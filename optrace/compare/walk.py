@@ -166,6 +166,7 @@ class _Judgement:
         if _has_values(walk.side_a) and _has_values(walk.side_b):
             self._look_closer(fails)
             fails = self._fails()
+        self.follows = self.inputs > 0 if walk.exact_decides else ~fails
         order = self._orders()
         self._exact(order)
         self._tolerance(order, fails)
@@ -285,7 +286,7 @@ class _Judgement:
             index=index,
             eps=float(self.raw[row]),
             granted=granted,
-            follows=bool(self.inputs[row] > 0),
+            follows=bool(self.follows[row]),
             dtype=found.dtype_of(row, cell),
         )
 
