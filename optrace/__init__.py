@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optrace.compare.run import diff as diff
-    from optrace.recorder.session import event as event
-    from optrace.recorder.session import record as record
-    from optrace.recorder.session import start as start
-    from optrace.recorder.session import stop as stop
+    from optrace.recorder.recording import event as event
+    from optrace.recorder.recording import record as record
+    from optrace.recorder.recording import start as start
+    from optrace.recorder.recording import stop as stop
+    from optrace.recorder.watching import watch as watch
     from optrace.replayer.run import replay as replay
     from optrace.trace.reader import Trace as Trace
     from optrace.trace.reader import open_trace as open
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "record": ("optrace.recorder.session", "record"),
-    "start": ("optrace.recorder.session", "start"),
-    "stop": ("optrace.recorder.session", "stop"),
-    "event": ("optrace.recorder.session", "event"),
+    "record": ("optrace.recorder.recording", "record"),
+    "start": ("optrace.recorder.recording", "start"),
+    "stop": ("optrace.recorder.recording", "stop"),
+    "watch": ("optrace.recorder.watching", "watch"),
+    "event": ("optrace.recorder.recording", "event"),
     "open": ("optrace.trace.reader", "open_trace"),
     "Trace": ("optrace.trace.reader", "Trace"),
     "diff": ("optrace.compare.run", "diff"),
@@ -40,6 +42,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "replay",
     "start",
     "stop",
+    "watch",
 ]
 
 

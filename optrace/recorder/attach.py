@@ -18,10 +18,10 @@ def begin() -> None:
     if settings is None:
         return
     try:
-        from optrace.recorder import session
+        from optrace.recorder import recording
 
         place.note_member()
-        session.start_from_settings(settings)
+        recording.start_from_settings(settings)
     except Exception as error:
         if settings.strict:
             raise

@@ -12,6 +12,7 @@ import torch
 
 from optrace.recorder import hyper, whole
 from optrace.recorder.finding import Finder, StateFound
+from optrace.recorder.finished import Finished
 from optrace.recorder.inventory import Inventory
 from optrace.recorder.jobs import Rows, measure_now
 from optrace.recorder.memory import Budget, Copies
@@ -29,17 +30,6 @@ Options = list[dict[str, hyper.Scalar]]
 _LAYOUTS = 64
 _NO_NUMBERS = Located([], [], [])
 _NO_FINGERPRINTS: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-
-
-@dataclass
-class Finished:
-    """One step, ready to be written."""
-
-    groups: list[tuple[int, dict[str, hyper.Scalar]]]
-    tensors: tuple[TensorLayout, Rows, Present] | None
-    values: whole.Values
-    keep: list[Any]
-    """What the values lie in."""
 
 
 @dataclass

@@ -1,15 +1,14 @@
-"""One recording of this process: `record`, `start`, `stop`, `event`, and the files and events behind them."""
+"""One recording of this process: its files, its events, its steps."""
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +17,20 @@ from optrace.errors import OptraceError, RecordError
 from optrace.recorder import place
 from optrace.recorder.attach import say
 from optrace.recorder.events_data import clean_json
-from optrace.recorder.settings import Settings, parse_size, parse_steps
+from optrace.recorder.settings import Settings
 
 if TYPE_CHECKING:
-    from optrace.recorder.capture import Finished
+    from optrace.recorder.finished import Finished
     from optrace.recorder.steps import Track
+    from optrace.recorder.told import ToldOptimizer
 
 _Pending = tuple[int, int, str, int, dict[str, Any], "weakref.ref[Any] | None"]
 """seq, step, kind, optimizer, data; a reference to an optimizer whose index is not known yet."""
 
 _PENDING = 256
 """So many events wait for the next step; more are written without it."""
+_SUSPICIOUS = 3
+"""After so many backwards without an optimizer's step, the parameters are looked at."""
 _WAITING = 10_000
 """So many are kept while there are no files yet."""
 _RARE = frozenset(
@@ -49,9 +51,7 @@ class Session:
 
     def __init__(self, settings: Settings, *, from_python: bool = True) -> None:
         """`from_python`: started by the program itself rather than by `optrace record`."""
-        from optrace.recorder.context import StepContext
         from optrace.recorder.price import Price
-        from optrace.recorder.steps import Steps
 
         self.settings = settings
         self.from_python = from_python
@@ -61,10 +61,10 @@ class Session:
         """What ends the program once `stop_after` is reached."""
         self.failure: str | None = None
         """Why the recording stopped before its end; None if it did not."""
-        self.context = StepContext(_sight)
         self.price = Price()
-        self._steps = Steps(self)
+        self._begun = False
         self._hooks: Any = None
+        self._see_torch()
         self._place: place.Place | None = None
         self._rank: Any = None
         self._rank_info: dict[str, Any] = {}
@@ -73,8 +73,21 @@ class Session:
         self._seq = count(1)
         self._pending: list[_Pending] = []
         self._lock = threading.RLock()
+        self._indexes = count()
+        self._at_end: list[Callable[[], None]] = []
         self._n_backward = 0
+        self._by_hand: Any = None
         self._last_step = 0
+
+    def _see_torch(self) -> None:
+        """Get ready to see torch's optimizers, where torch is installed."""
+        self.context: Any = None
+        self._steps: Any = None
+        if find_spec("torch") is not None:
+            from optrace.recorder.context import StepContext
+            from optrace.recorder.steps import Steps
+
+            self.context, self._steps = StepContext(_sight), Steps(self)
 
     # ---- life ----
 
@@ -85,31 +98,37 @@ class Session:
 
     def begin(self) -> None:
         """Start seeing steps and events."""
-        from optrace.recorder import wrappers
-        from optrace.recorder.hooks import StepHooks
+        self.active = self._begun = True
+        if self._steps is not None:
+            from optrace.recorder import wrappers
+            from optrace.recorder.hooks import StepHooks
 
-        self.active = True
-        self._hooks = StepHooks(self._steps)
-        self._hooks.install()
-        wrappers.install(self)
+            self._hooks = StepHooks(self._steps)
+            self._hooks.install()
+            wrappers.install(self)
 
     def end(self, how: str = "clean") -> None:
         """Stop: finish the files and take everything off; a second call does nothing."""
-        from optrace.recorder import wrappers
-
-        if self._hooks is None:
+        if not self._begun:
             return
+        self._begun = False
         try:
             if self.active:
-                self._hooks.settle()
+                if self._hooks is not None:
+                    self._hooks.settle()
+                for finish in self._at_end:
+                    finish()
                 self.flush()
         except Exception as error:
             self.fail(error)
         finally:
             was_active, self.active = self.active, False
-            self._hooks.remove()
-            self._hooks = None
-            wrappers.remove(self)
+            if self._hooks is not None:
+                from optrace.recorder import wrappers
+
+                self._hooks.remove()
+                self._hooks = None
+                wrappers.remove(self)
         if was_active:
             try:
                 if self._rank is not None:
@@ -121,7 +140,9 @@ class Session:
 
     def stop(self) -> None:
         """End this recording (`optrace.start` returned it); a second call does nothing."""
-        _stop(self, "clean")
+        from optrace.recorder.recording import finish
+
+        finish(self, "clean")
 
     def fail(self, error: Exception) -> None:
         """Stop recording because of `error`: one line on stderr, a word in the trace; strict: OptraceError."""
@@ -154,20 +175,19 @@ class Session:
 
     def forked(self) -> None:
         """This is a child now: forget the parent's files and steps; an own step begins a run of its own."""
-        from optrace.recorder.context import StepContext
         from optrace.recorder.price import Price
-        from optrace.recorder.steps import Steps
 
         if self._rank is not None:
             self._rank.close()
         self._lock = threading.RLock()
         self._rank, self._place, self._params, self._optimizers = None, None, {}, {}
         self._seq, self._pending, self._n_backward, self._last_step = count(1), [], 0, 0
+        self._indexes, self._at_end, self._by_hand = count(), [], None
         self.price = Price()
-        self.context = StepContext(_sight)
         if self._hooks is not None:
             self._hooks.remove()
-            self._steps = Steps(self)
+        if self._begun:
+            self._see_torch()
             self.begin()
 
     # ---- events ----
@@ -177,13 +197,16 @@ class Session:
         if not self.active:
             return
         index, step, reference = -1, 0, None
-        if optimizer is not None:
+        if optimizer is not None and self._steps is not None:
             track = self._steps.find(optimizer)
             if track is not None and track.index >= 0:
                 index, step = track.index, track.completed
             else:
                 reference = _reference(optimizer)
-        self._n_backward += kind == "backward"
+        if kind == "backward":
+            self._n_backward += 1
+            if self._n_backward == _SUSPICIOUS and self._rank is None:
+                self._suspect_hand_work()
         with self._lock:
             self._pending.append((next(self._seq), step, kind, index, data, reference))
             if self._rank is None:
@@ -225,9 +248,119 @@ class Session:
             events.append(Event(seq, step, kind, index, _json_of(data) if data else data))
         return events
 
+    # ---- optimizers that are not torch's ----
+
+    def next_index(self) -> int:
+        """The index of an optimizer that makes its first step."""
+        return next(self._indexes)
+
+    def at_end(self, finish: Callable[[], None]) -> None:
+        """Have something done before the recording ends."""
+        self._at_end.append(finish)
+
+    def around(
+        self, view: Any, rule: Callable[[tuple[Any, ...]], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run one step of an optimizer that torch's hooks do not see; `view` shows its groups and state as torch's do.
+
+        `rule` is given the arguments, the view first, with a closure wrapped where there is one.
+        """
+        replaced = self._steps.before_step(view, args, kwargs)
+        if replaced is not None:
+            args = replaced[0]
+        try:
+            result = rule(args)
+        except BaseException:
+            self._steps.step_raised(view)
+            raise
+        self._steps.after_step(view)
+        return result
+
+    def step(
+        self,
+        params: Mapping[str, Any],
+        grads: Mapping[str, Any] | None = None,
+        state: Mapping[str, Mapping[str, Any]] | None = None,
+        hyper: Mapping[str, Any] | None = None,
+        loss: Any = None,
+        before: Mapping[str, Any] | None = None,
+        *,
+        optimizer: str = "optimizer",
+    ) -> None:
+        """Record one step that was made in any library, called after the update.
+
+        Args:
+            params: the parameters after the step, name -> anything NumPy can read (NumPy, JAX, MLX, torch).
+            grads: what the rule consumed, by the same names; None or missing: it had no gradient.
+            state: name -> key -> array or number, after the step.
+            hyper: the options that the rule used.
+            loss: the loss of this step.
+            before: the parameters before the step; None takes those of the call before this one.
+            optimizer: a name, where one program steps several.
+
+        Raises:
+            RecordError: something in it holds no numbers, or a gradient names no parameter.
+        """
+        from optrace.recorder.told import tensor_of
+        from optrace.recorder.watching import told_by_name
+
+        if not self.active:
+            return
+        unknown = sorted(set(grads or ()) - set(params))
+        if unknown:
+            raise RecordError(f"grads names {', '.join(unknown)}, which params does not")
+        told = told_by_name(self, optimizer)
+        after = {name: tensor_of(value, name) for name, value in params.items()}
+        given = {n: tensor_of(g, f"the gradient of {n}") for n, g in (grads or {}).items() if g is not None}
+        kept = told.last() if before is None else {name: tensor_of(value, name) for name, value in before.items()}
+        entries = {
+            name: {key: tensor_of(value, f"{key} of {name}") for key, value in of.items() if value is not None}
+            for name, of in (state or {}).items()
+        }
+        self.write_told(
+            told,
+            None,
+            {
+                "before": kept,
+                "after": after,
+                "grads": given,
+                "state_before": {},
+                "state": entries,
+                "groups": [(0, dict(hyper or {}))],
+                "written": {},
+            },
+            loss=None if loss is None else float(loss),
+        )
+
+    def write_told(self, told: ToldOptimizer, thing: Any, arrays: dict[str, Any], loss: float | None = None) -> None:
+        """Write the next step of an optimizer whose arrays were handed over (see `ToldOptimizer.step`)."""
+        if not self.active:
+            return
+        if told.index < 0:
+            told.index = self.next_index()
+        world = told.world(arrays["before"], arrays["state_before"]) if told.completed == 0 else None
+        finished = told.step(**arrays)
+        with self._lock:
+            if world is not None:
+                self.write_world(told, thing, world)
+            if finished is not None:
+                self.write_step(told, thing, finished, {"loss": loss})
+        last = self.settings.stop_after
+        if last is not None and told.completed >= last:
+            self.end_program()
+
+    def _suspect_hand_work(self) -> None:
+        """Backwards without a step: remember the parameters, to say at the end whether they were changed by hand."""
+        try:
+            from optrace.recorder.by_hand import Parameters
+
+            self._by_hand = Parameters()
+        except Exception as error:
+            self.tell("parameters not looked at", reason=str(error))
+
     # ---- steps ----
 
-    def write_world(self, track: Track, optimizer: Any, world: Finished) -> None:
+    def write_world(self, track: Track | ToldOptimizer, optimizer: Any, world: Finished) -> None:
         """Write step 0 of an optimizer; its first step makes the files."""
         if self._rank is None:
             self._open()
@@ -240,16 +373,17 @@ class Session:
             }
             self._write(track, optimizer, 0, world, None, "recorder", data)
 
-    def write_step(self, track: Track, optimizer: Any, finished: Finished, taken: dict[str, Any]) -> None:
+    def write_step(
+        self, track: Track | ToldOptimizer, optimizer: Any, finished: Finished, taken: dict[str, Any]
+    ) -> None:
         """Write one finished step with the events before it."""
         with self._lock:
             self._write(track, optimizer, track.completed, finished, taken, "step", {})
             self._last_step = max(self._last_step, track.completed)
-            self._last_step = max(self._last_step, track.completed)
 
     def _write(
         self,
-        track: Track,
+        track: Track | ToldOptimizer,
         optimizer: Any,
         step: int,
         finished: Finished,
@@ -278,26 +412,30 @@ class Session:
     def _open(self) -> None:
         """Make the folder and the files."""
         from optrace.recorder.provenance import environment, run_info
+        from optrace.recorder.recording import end_with_process
         from optrace.trace.writer import RankWriter, RunWriter
 
         settings = self.settings
-        if settings.output is not None and os.path.abspath(settings.output) in _recorded_here:
+        if settings.output is not None and os.path.abspath(settings.output) in recorded_here:
             settings = replace(settings, force=True)
         self._place = place.claim(settings)
-        _recorded_here.add(str(self._place.run))
+        recorded_here.add(str(self._place.run))
         RunWriter.create(self._place.run, run_info(self.settings))
         self._rank = RankWriter(self._place.rank, self.settings.max_size)
         self._rank_info = {**environment(), "rank": self._place.rank_number, "optimizers": []}
         self._rank.write_rank(self._rank_info)
         if self.from_python and not self.settings.quiet and self._place.rank_number == 0:
             say(f"recording to {_shown(self._place.run)}")
-        _end_with_process(self)
+        end_with_process(self)
 
-    def _note_optimizer(self, track: Track, optimizer: Any) -> None:
+    def _note_optimizer(self, track: Track | ToldOptimizer, optimizer: Any) -> None:
         """Add an optimizer to rank.json: its class, where it comes from, how it is implemented."""
-        from optrace.recorder.implementation import optimizer_facts
+        facts: dict[str, Any] = {"class": track.class_name, "implementation": "by hand"}
+        if hasattr(optimizer, "param_groups") and not hasattr(track, "last"):
+            from optrace.recorder.implementation import optimizer_facts
 
-        self._optimizers[track.index] = {"index": track.index, **optimizer_facts(optimizer)}
+            facts = optimizer_facts(optimizer)
+        self._optimizers[track.index] = {"index": track.index, **facts}
         self._rank_info["optimizers"] = [self._optimizers[index] for index in sorted(self._optimizers)]
         self._rank.write_rank(self._rank_info)
 
@@ -309,7 +447,7 @@ class Session:
             self._say_price()
 
     def _say_price(self) -> None:
-        line = self.price.line(self._steps.held)
+        line = self.price.line(0 if self._steps is None else self._steps.held)
         if line is not None and not self.settings.quiet and self._speaks():
             say(line)
 
@@ -318,7 +456,13 @@ class Session:
             return
         if self._place is None:
             if self._n_backward and not _is_worker():
-                say("no optimizer step seen: nothing was recorded")
+                changed = self._by_hand.changed() if self._by_hand is not None else 0
+                say(
+                    f"no optimizer step seen; {changed} tensors that require grad changed by hand:"
+                    " add opt = optrace.watch(opt)"
+                    if changed
+                    else "no optimizer step seen: nothing was recorded"
+                )
             return
         if not self._speaks():
             return
@@ -332,177 +476,13 @@ class Session:
         return self._place is not None and self._place.rank_number == 0
 
 
-# ---- the recording of this process ----
-
-_current: Session | None = None
-_recorded_here: set[str] = set()
+recorded_here: set[str] = set()
 """Runs that this process has recorded: recording to one of them again moves it out of the way."""
-
-
-@contextmanager
-def record(path: str | os.PathLike[str] | None = None, **settings: Any) -> Iterator[Session]:
-    """Record every optimizer that steps inside the `with` block.
-
-    Args:
-        path: the run's folder; None makes one under ./optrace-runs/.
-        **settings: as the options of `optrace record`: values, every, steps ("100:200"), params, quantities, micro,
-            stop_after, memory, max_size ("2GB"), overwrite, strict, quiet.
-
-    Yields the Session; its `path` is the run's folder once a step has been made. With `stop_after` the block ends after
-    that step, and the program goes on behind it.
-
-    Raises:
-        RecordError: a setting makes no sense, or the folder holds another run.
-    """
-    session = start(path, **settings)
-    how = "clean"
-    try:
-        yield session
-    except StoppedAfter as error:
-        if error is not session.stopping:
-            raise
-    except SystemExit:
-        raise
-    except BaseException as error:
-        how = f"error: {type(error).__name__}"
-        raise
-    finally:
-        _stop(session, how)
-
-
-def start(path: str | os.PathLike[str] | None = None, **settings: Any) -> Session:
-    """Record every optimizer step from now on, until `stop()`; a recording that runs already is ended first.
-
-    For notebooks: a cell with `optrace.start("run_a")` may run any number of times. Arguments and errors as `record`.
-    """
-    made = settings_from(path, settings)
-    output = made.output
-    if output is not None and not made.force:
-        if _is_interactive() or os.path.abspath(output) in _recorded_here:
-            made = replace(made, force=True)
-        else:
-            place.check(output, False, place.new_launch(os.environ, is_python=True), os.environ)
-    return _start(Session(place.settle(made)))
-
-
-def stop() -> None:
-    """End the recording that `start` began; nothing happens where none runs."""
-    if _current is not None:
-        _stop(_current, "clean")
-
-
-def event(kind: str, **data: Any) -> None:
-    """Note an event of your own in the trace: `optrace.event("eval", loss=0.25)`.
-
-    It is kept as an event of kind `user` with data {"name": kind, ...}; values are numbers, strings, lists, dicts and
-    0-d tensors. Nothing happens where nothing is recorded. RecordError for other values.
-    """
-    cleaned = clean_json(data)
-    if _current is not None and _current.active:
-        _current.emit("user", None, {"name": kind, **cleaned})
-
-
-def current() -> Session | None:
-    """The recording that runs in this process."""
-    return _current
-
-
-def start_from_settings(settings: Settings) -> Session:
-    """Start the recording that `optrace record` asked for."""
-    return _start(Session(settings, from_python=False))
-
-
-def stop_at_exit() -> None:
-    """End the recording with the process; how it ended is told by the exception that ended the program, if one did."""
-    if _current is not None:
-        error = getattr(sys, "last_value", None)
-        died = isinstance(error, BaseException) and not isinstance(error, SystemExit) and not _is_interactive()
-        _stop(_current, f"error: {type(error).__name__}" if died else "clean")
-
-
-def settings_from(path: str | os.PathLike[str] | None, options: dict[str, Any]) -> Settings:
-    """Settings from the arguments of `record`; RecordError for one that is unknown or makes no sense.
-
-    >>> settings_from("run_a", {"steps": "5:20", "params": "*.weight", "max_size": "2MB"}).max_size
-    2097152
-    """
-    given = dict(options)
-    if "overwrite" in given:
-        given["force"] = bool(given.pop("overwrite"))
-    known = {field.name for field in fields(Settings)} - {"output"}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise RecordError(f"optrace.record has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    for name in ("memory", "max_size"):
-        if isinstance(given.get(name), str):
-            given[name] = parse_size(given[name])
-    for name in ("params", "quantities"):
-        value = given.get(name)
-        if value is None:
-            given.pop(name, None)
-        else:
-            given[name] = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
-    steps = given.get("steps")
-    if isinstance(steps, str):
-        given["steps"] = parse_steps(steps)
-    elif isinstance(steps, int):
-        given["steps"] = (steps, steps)
-    elif isinstance(steps, Sequence):
-        first, last = steps
-        given["steps"] = (first, last)
-    return Settings(output=None if path is None else os.fspath(path), **given)
-
-
-def _start(session: Session) -> Session:
-    global _current
-    if _current is not None:
-        _stop(_current, "clean")
-    if not _fork_watched:
-        os.register_at_fork(after_in_child=_after_fork)
-        _fork_watched.append(True)
-    session.begin()
-    _current = session
-    atexit.register(stop_at_exit)
-    return session
-
-
-def _stop(session: Session, how: str) -> None:
-    global _current
-    try:
-        session.end(how)
-    finally:
-        if _current is session:
-            _current = None
-            atexit.unregister(stop_at_exit)
-
-
-_fork_watched: list[bool] = []
-_finalized: list[int] = []
-
-
-def _after_fork() -> None:
-    if _current is not None:
-        _current.forked()
-
-
-def _end_with_process(session: Session) -> None:
-    """A child that multiprocessing forked ends without atexit: have its recording ended by multiprocessing."""
-    process = sys.modules.get("multiprocessing.process")
-    if process is None or process.parent_process() is None or os.getpid() in _finalized:
-        return
-    from multiprocessing import util
-
-    _finalized.append(os.getpid())
-    util.Finalize(None, stop_at_exit, exitpriority=-100)
 
 
 def _is_worker() -> bool:
     process = sys.modules.get("multiprocessing.process")
     return process is not None and process.parent_process() is not None
-
-
-def _is_interactive() -> bool:
-    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 
 def _sight() -> None:

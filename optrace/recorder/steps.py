@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optrace.recorder.capture import Capture, Finished
+from optrace.recorder.capture import Capture
 from optrace.recorder.context import read_scalar
+from optrace.recorder.finished import Finished
 from optrace.recorder.hooks import Replaced
 from optrace.recorder.jobs import measure_now
 from optrace.recorder.memory import Budget
@@ -66,7 +67,6 @@ class Steps:
         self._names = ParamNames()
         self._budget = Budget(session.settings.memory)
         self._tracks: dict[int, Track] = {}
-        self._indexes = 0
         self.stopped = False
         """Whether `stop_after` has ended the recording."""
 
@@ -142,7 +142,7 @@ class Steps:
         if track.kind not in (Kind.COUNTED, Kind.RECORDED):
             return None
         if track.index < 0:
-            track.index, self._indexes = self._indexes, self._indexes + 1
+            track.index = self._session.next_index()
         step = track.completed + 1
         if track.capture is None:
             track.capture = Capture(track.index, self._settings, self._names, self._budget, self._teller(optimizer))

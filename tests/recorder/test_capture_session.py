@@ -19,7 +19,7 @@ from independent import fingerprint
 
 import optrace
 from optrace.errors import OptraceError, RecordError
-from optrace.recorder import session as sessions
+from optrace.recorder import recording as sessions
 
 
 @pytest.fixture(autouse=True)
@@ -290,7 +290,7 @@ def test_start_ends_a_recording_that_runs(tmp_path: Path) -> None:
 
 def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
     recorded(tmp_path / "run")
-    sessions._recorded_here.clear()
+    sessions.recorded_here.clear()
     other = tmp_path / "other"
     os.rename(tmp_path / "run", other)
     with pytest.raises(RecordError, match="overwrite=True"), optrace.record(other):

@@ -1,0 +1,181 @@
+"""The recording that runs in this process: `optrace.record`, `start`, `stop`, `event`, and its end with the process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+from optrace.errors import RecordError
+from optrace.recorder import place
+from optrace.recorder.events_data import clean_json
+from optrace.recorder.session import Session, StoppedAfter, recorded_here
+from optrace.recorder.settings import Settings, parse_size, parse_steps
+
+_current: Session | None = None
+
+
+@contextmanager
+def record(path: str | os.PathLike[str] | None = None, **settings: Any) -> Iterator[Session]:
+    """Record every optimizer that steps inside the `with` block.
+
+    Args:
+        path: the run's folder; None makes one under ./optrace-runs/.
+        **settings: as the options of `optrace record`: values, every, steps ("100:200"), params, quantities, micro,
+            stop_after, memory, max_size ("2GB"), overwrite, strict, quiet.
+
+    Yields the Session; its `path` is the run's folder once a step has been made. With `stop_after` the block ends after
+    that step, and the program goes on behind it.
+
+    Raises:
+        RecordError: a setting makes no sense, or the folder holds another run.
+    """
+    session = start(path, **settings)
+    how = "clean"
+    try:
+        yield session
+    except StoppedAfter as error:
+        if error is not session.stopping:
+            raise
+    except SystemExit:
+        raise
+    except BaseException as error:
+        how = f"error: {type(error).__name__}"
+        raise
+    finally:
+        finish(session, how)
+
+
+def start(path: str | os.PathLike[str] | None = None, **settings: Any) -> Session:
+    """Record every optimizer step from now on, until `stop()`; a recording that runs already is ended first.
+
+    For notebooks: a cell with `optrace.start("run_a")` may run any number of times. Arguments and errors as `record`.
+    """
+    made = settings_from(path, settings)
+    output = made.output
+    if output is not None and not made.force:
+        if _is_interactive() or os.path.abspath(output) in recorded_here:
+            made = replace(made, force=True)
+        else:
+            place.check(output, False, place.new_launch(os.environ, is_python=True), os.environ)
+    return _start(Session(place.settle(made)))
+
+
+def stop() -> None:
+    """End the recording that `start` began; nothing happens where none runs."""
+    if _current is not None:
+        finish(_current, "clean")
+
+
+def event(kind: str, **data: Any) -> None:
+    """Note an event of your own in the trace: `optrace.event("eval", loss=0.25)`.
+
+    It is kept as an event of kind `user` with data {"name": kind, ...}; values are numbers, strings, lists, dicts and
+    0-d tensors. Nothing happens where nothing is recorded. RecordError for other values.
+    """
+    cleaned = clean_json(data)
+    if _current is not None and _current.active:
+        _current.emit("user", None, {"name": kind, **cleaned})
+
+
+def current() -> Session | None:
+    """The recording that runs in this process."""
+    return _current
+
+
+def start_from_settings(settings: Settings) -> Session:
+    """Start the recording that `optrace record` asked for."""
+    return _start(Session(settings, from_python=False))
+
+
+def stop_at_exit() -> None:
+    """End the recording with the process; how it ended is told by the exception that ended the program, if one did."""
+    if _current is not None:
+        error = getattr(sys, "last_value", None)
+        died = isinstance(error, BaseException) and not isinstance(error, SystemExit) and not _is_interactive()
+        finish(_current, f"error: {type(error).__name__}" if died else "clean")
+
+
+def settings_from(path: str | os.PathLike[str] | None, options: dict[str, Any]) -> Settings:
+    """Settings from the arguments of `record`; RecordError for one that is unknown or makes no sense.
+
+    >>> settings_from("run_a", {"steps": "5:20", "params": "*.weight", "max_size": "2MB"}).max_size
+    2097152
+    """
+    given = dict(options)
+    if "overwrite" in given:
+        given["force"] = bool(given.pop("overwrite"))
+    known = {field.name for field in fields(Settings)} - {"output"}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise RecordError(f"optrace.record has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    for name in ("memory", "max_size"):
+        if isinstance(given.get(name), str):
+            given[name] = parse_size(given[name])
+    for name in ("params", "quantities"):
+        value = given.get(name)
+        if value is None:
+            given.pop(name, None)
+        else:
+            given[name] = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+    steps = given.get("steps")
+    if isinstance(steps, str):
+        given["steps"] = parse_steps(steps)
+    elif isinstance(steps, int):
+        given["steps"] = (steps, steps)
+    elif isinstance(steps, Sequence):
+        first, last = steps
+        given["steps"] = (first, last)
+    return Settings(output=None if path is None else os.fspath(path), **given)
+
+
+def _start(session: Session) -> Session:
+    global _current
+    if _current is not None:
+        finish(_current, "clean")
+    if not _fork_watched:
+        os.register_at_fork(after_in_child=_after_fork)
+        _fork_watched.append(True)
+    session.begin()
+    _current = session
+    atexit.register(stop_at_exit)
+    return session
+
+
+def finish(session: Session, how: str) -> None:
+    """End a recording, `how` being what rank.json says of its end; a second call does nothing."""
+    global _current
+    try:
+        session.end(how)
+    finally:
+        if _current is session:
+            _current = None
+            atexit.unregister(stop_at_exit)
+
+
+_fork_watched: list[bool] = []
+_finalized: list[int] = []
+
+
+def _after_fork() -> None:
+    if _current is not None:
+        _current.forked()
+
+
+def end_with_process(session: Session) -> None:
+    """A child that multiprocessing forked ends without atexit: have its recording ended by multiprocessing."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None or os.getpid() in _finalized:
+        return
+    from multiprocessing import util
+
+    _finalized.append(os.getpid())
+    util.Finalize(None, stop_at_exit, exitpriority=-100)
+
+
+def _is_interactive() -> bool:
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
