@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from optrace.recorder.uncompiled import leave_uncompiled
+
 UNSEEN = "<optrace: importlib._bootstrap>"
 """File name of the frames that we add.
 
@@ -36,16 +38,19 @@ class Observers:
         self._ours: set[int] = set()
         self._put: list[tuple[Any, str, Any, Any]] = []
 
-    def put(self, owner: Any, name: str, kind: str, begin: Begin, end: End, fail: Fail | None = None) -> bool:
+    def put(
+        self, owner: Any, name: str, kind: str, begin: Begin, end: End, fail: Fail | None = None, traced: bool = False
+    ) -> bool:
         """Observe the function `name` of a class or module, if it has one of its own that is not observed yet.
 
         begin(args, kwargs) -> (args, kwargs, note), before the call; end(note, result) after it; fail(note) instead of
-        end where the call raised. `kind` tells apart observers of one function. Returns whether it was put on.
+        end where the call raised. `kind` tells apart observers of one function; `traced`: it may be called in compiled
+        code. Returns whether it was put on.
         """
         raw = vars(owner).get(name)
         if raw is None or id(raw) in self._ours or not callable(raw) or isinstance(raw, staticmethod | classmethod):
             return False
-        observed = self._observed(raw, kind, begin, end, fail)
+        observed = self._observed(raw, kind, begin, end, fail, traced)
         _set(owner, name, observed)
         self._put.append((owner, name, raw, observed))
         return True
@@ -69,22 +74,22 @@ class Observers:
             if vars(owner).get(name) is observed:
                 _set(owner, name, raw)
 
-    def _observed(self, raw: Any, kind: str, begin: Begin, end: End, fail: Fail | None) -> Any:
+    def _observed(self, raw: Any, kind: str, begin: Begin, end: End, fail: Fail | None, traced: bool) -> Any:
         """The observing function of `raw`: the same one each time, so that a name kept from an earlier time works."""
         made = self._made.get((id(raw), kind))
         if made is not None and made[0] is raw:
             return made[1]
-        observed = self._make(raw, begin, end, fail)
+        observed = self._make(raw, begin, end, fail, traced)
         self._made[id(raw), kind] = (raw, observed)
         self._ours.add(id(observed))
         return observed
 
-    def _make(self, raw: Any, begin: Begin, end: End, fail: Fail | None) -> Any:
-        observers, compiling, failed = self, self._compiling, self._failed
+    def _make(self, raw: Any, begin: Begin, end: End, fail: Fail | None, traced: bool) -> Any:
+        observers, compiling, failed = self, self._compiling if traced else None, self._failed
 
         @functools.wraps(raw)
         def observed(*args: Any, **kwargs: Any) -> Any:
-            if compiling():
+            if compiling is not None and compiling():
                 return raw(*args, **kwargs)
             begun = False
             note: Any = None
@@ -115,6 +120,9 @@ class Observers:
 
         function: Any = observed
         function.__code__ = function.__code__.replace(co_filename=UNSEEN)
+        leave_uncompiled(function, calls_too=False)
+        for own in (begin, end, fail, failed):
+            leave_uncompiled(own, calls_too=True)
         return function
 
 

@@ -81,11 +81,11 @@ def _living_optimizers() -> list[Any]:
 
 def _put_on() -> None:
     sight()
-    _observers.put(torch.nn.Module, "zero_grad", "module", _begin_module_zero_grad, _end_module_zero_grad)
-    _observers.put(torch.autograd, "backward", "backward", _begin_backward, _end_backward, _fail_backward)
+    _observers.put(torch.nn.Module, "zero_grad", "module", _begin_module_zero_grad, _end_module_zero_grad, None, True)
+    _observers.put(torch.autograd, "backward", "backward", _begin_backward, _end_backward, _fail_backward, True)
     for name, begin in _CLIPS.items():
         if hasattr(torch.nn.utils, name):
-            _observers.put(torch.nn.utils, name, "clip", begin, _end_clip, _fail_clip)
+            _observers.put(torch.nn.utils, name, "clip", begin, _end_clip, _fail_clip, True)
     _observers.spread()
 
 

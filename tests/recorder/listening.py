@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from optrace.recorder import wrappers
 from optrace.recorder.context import StepContext
 from optrace.recorder.events_data import clean_json
+from optrace.recorder.uncompiled import leave_uncompiled
 
 
 class Listening:
@@ -52,6 +53,7 @@ def listening() -> Iterator[Listening]:
             listener.steps.append((optimizer, listener.context.take(optimizer)))
             listener.emit("step", optimizer, {})
 
+    leave_uncompiled(stepped, calls_too=True)
     handle = register_optimizer_step_post_hook(stepped)
     wrappers.install(listener)
     try:

@@ -10,6 +10,7 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import dataloader as loader_module
 
 from optrace.recorder import wrappers
+from optrace.recorder.patching import UNSEEN
 
 torch.set_num_threads(1)
 DATA = small_data()
@@ -320,6 +322,41 @@ def test_observed_functions_compile_whole() -> None:
     assert found.item() == expected.item()
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(bare, observed, strict=True) if a.grad is not None)
     assert heard.of("clip") == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of its own functions
+def test_compiled_step_tells_its_backward_and_changes_no_weight() -> None:
+    """Compiled code breaks its graph at backward and calls it as Python; none of our own functions is compiled."""
+
+    def train() -> list[torch.Tensor]:
+        torch._dynamo.reset()
+        model = small_model()
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            mse(model, DATA).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+
+        compiled = torch.compile(step, backend="eager")
+        for _ in range(3):
+            compiled()
+        return [param.detach().clone() for param in model.parameters()]
+
+    bare = train()
+    with listening() as heard:
+        observed = train()
+        compiled = [code() for code in torch._dynamo.convert_frame.input_codes.seen]
+    torch._dynamo.reset()
+    assert all(torch.equal(a, b) for a, b in zip(bare, observed, strict=True))
+    assert [taken["n_backward"] for taken in heard.taken()] == [1, 1, 1]
+    assert all(taken["loss"] is not None for taken in heard.taken())
+    assert heard.kinds().count("zero_grad") == 3
+    files = {code.co_filename for code in compiled if code is not None}
+    ours = str(Path(wrappers.__file__).parents[1])
+    assert __file__ in files
+    assert [file for file in files if file.startswith((ours, UNSEEN))] == []
 
 
 def test_optimizers_can_be_copied_and_pickled_while_observed() -> None:
