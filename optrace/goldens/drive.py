@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,13 +12,27 @@ from numpy.typing import NDArray
 from optrace.goldens.format import Golden, Row
 
 Array = NDArray[Any]
+State = dict[str, dict[str, Array]]
+"""Param -> key -> tensor."""
+
+
+class NotCovered(Exception):
+    """A case asks for something that the candidate does not have; the message names it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The options of one group and the names of its parameters."""
+
+    options: Mapping[str, Any]
+    params: tuple[str, ...]
 
 
 class Driver(Protocol):
-    """One optimizer over named parameters, whatever its own interface is."""
+    """One optimizer over named parameters, whatever its own interface is. Any method may raise NotCovered."""
 
-    def start(self, params: Mapping[str, Array], groups: list[tuple[Mapping[str, Any], list[str]]]) -> None:
-        """Build it: start values, and for each group its options and the names of its parameters."""
+    def start(self, params: Mapping[str, Array], groups: tuple[Group, ...]) -> None:
+        """Build it over copies of these start values."""
 
     def write_option(self, group: int, name: str, value: Any) -> None:
         """Change an option of a group between two steps."""
@@ -32,7 +46,7 @@ class Driver(Protocol):
     def params(self) -> dict[str, Array]:
         """The parameters as they are now (copies)."""
 
-    def state(self) -> dict[str, dict[str, Array]]:
+    def state(self) -> State:
         """State by param and key (copies); empty where it cannot be seen."""
 
 
@@ -43,24 +57,34 @@ class Inputs:
     golden: Golden
 
     @property
-    def params(self) -> dict[str, Array]:
+    def params(self) -> Mapping[str, Array]:
         """Start values."""
         return self.golden.at(0, "param")
 
     @property
-    def groups(self) -> list[tuple[Mapping[str, Any], list[str]]]:
-        """Options and parameter names of each group."""
+    def groups(self) -> tuple[Group, ...]:
+        """The groups, with lists among their options as tuples."""
         members: list[list[str]] = [[] for _ in self.golden.hyper]
-        for row in self.golden.rows:
-            if row.step == 0 and row.quantity == "param":
-                members[row.group].append(row.param)
-        return list(zip(self.golden.hyper, members, strict=True))
+        for row in self.golden.rows_at(0, "param"):
+            members[row.group].append(row.param)
+        options = [{name: as_option(value) for name, value in group.items()} for group in self.golden.hyper]
+        return tuple(Group(*pair) for pair in zip(options, map(tuple, members), strict=True))
 
     @property
     def resume(self) -> int | None:
         """The step after which state is saved and loaded."""
         text = self.golden.notes.get("resume")
         return int(text) if text else None
+
+    @property
+    def sparse(self) -> bool:
+        """Rows of a gradient that are all zero are not stored in it."""
+        return "sparse" in self.golden.notes
+
+    @property
+    def strided(self) -> frozenset[str]:
+        """Parameters held in memory column by column."""
+        return frozenset(self.golden.notes.get("strided", "").split())
 
     def grads(self, step: int) -> dict[str, Array | None]:
         """Gradients of one step; None where there is none."""
@@ -69,12 +93,16 @@ class Inputs:
 
     def edits(self, step: int) -> Iterator[tuple[int, str, Any]]:
         """(group, option, value) written before a step."""
-        for row in self.golden.rows:
-            if row.step == step and row.quantity == "hyper":
-                yield row.group, row.param, row.values.astype(np.float64).item()
+        for row in self.golden.rows_at(step, "hyper"):
+            yield row.group, row.param, as_option(row.values.tolist())
 
 
-def drive(golden: Golden, driver: Driver) -> Iterator[tuple[int, dict[str, Array], dict[str, dict[str, Array]]]]:
+def as_option(value: Any) -> Any:
+    """An option as optimizers take it: JSON's lists are tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def drive(golden: Golden, driver: Driver) -> Iterator[tuple[int, dict[str, Array], State]]:
     """Yield (step, params, state) after each step of the case."""
     inputs = Inputs(golden)
     driver.start(inputs.params, inputs.groups)
@@ -87,9 +115,19 @@ def drive(golden: Golden, driver: Driver) -> Iterator[tuple[int, dict[str, Array
             driver.save_and_load()
 
 
-def output_rows(step: int, group_of: Mapping[str, int], params: Mapping[str, Array], state: Any) -> Iterator[Row]:
+def output_rows(step: int, group_of: Mapping[str, int], params: Mapping[str, Array], state: State) -> Iterator[Row]:
     """The rows of what `drive` yields."""
     for param, values in params.items():
         yield Row(step, group_of[param], param, "param", values)
         for key, tensor in state.get(param, {}).items():
             yield Row(step, group_of[param], param, f"state.{key}", np.asarray(tensor).astype(values.dtype))
+
+
+def with_outputs(inputs: Golden, driver: Driver) -> Golden:
+    """The golden that a driver makes of the inputs of another one."""
+    group_of = {row.param: row.group for row in inputs.rows_at(0, "param")}
+    rows = list(inputs.rows_at(0, "param"))
+    for step, params, state in drive(inputs, driver):
+        rows += [*inputs.rows_at(step, "hyper"), *inputs.rows_at(step, "grad")]
+        rows += output_rows(step, group_of, params, state)
+    return replace(inputs, rows=tuple(rows))

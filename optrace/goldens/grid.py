@@ -7,19 +7,24 @@ rounding and short to write. A golden stores them; nobody who reads one needs th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optrace.goldens.grid_options import EDITS, OPTIONS, RICH, SECOND_GROUP
+
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-SCALES = (1.0, 0.3, 0.01, 10.0, 1e-3, 1e-4, 1e-6, 0.2, 1.0, 1e-5, 3.0, 0.1, 1e-3, 0.5)
-"""Size of the gradients of step 1, 2, ...: ordinary, a spike, then small ones (they part eps placements, amsgrad)."""
+SCALES = ((1, 0), (3, -1), (1, -2), (1, 1), (1, -3), (1, -4), (1, -6), (2, -1), (1, 0), (1, -5), (3, 0), (1, -1))
+"""Size of the gradients of step 1, 2, ... as (digit, power of ten): ordinary, a spike, then small ones, which part
+eps placements and amsgrad."""
 
 STEPS = len(SCALES)
+FLOAT64_ONLY = ("groups", "resume")
+"""Cases that float32 has as `groups-resume` alone."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Case:
     """After this step, state is saved and loaded into a new optimizer over copies of the parameters."""
     sparse: bool = False
     """Gradients hold some rows only."""
+    strided: str | None = None
+    """A parameter that is held in memory column by column."""
     steps: int = STEPS
 
 
@@ -71,19 +78,13 @@ def gradient(case: Case, param: str, step: int) -> Array | None:
     _, shape = case.params[param]
     if (step, param) in case.zero:
         return np.zeros(shape)
-    scale = SCALES[(step - 1) % len(SCALES)]
-    values = numbers("grad", param, step, shape)
-    return np.array([float(f"{v:.4f}e{_exponent(scale)}") * _mantissa(scale) for v in values.reshape(-1)]).reshape(
-        shape
-    )
-
-
-def _exponent(scale: float) -> int:
-    return int(np.floor(np.log10(scale)))
-
-
-def _mantissa(scale: float) -> float:
-    return round(scale / 10 ** _exponent(scale))
+    digit, power = SCALES[(step - 1) % len(SCALES)]
+    ten_thousandths = np.rint(numbers("grad", param, step, shape) * 10000).reshape(-1)
+    grad = np.array([float(f"{int(n) * digit}e{power - 4}") for n in ten_thousandths]).reshape(shape)
+    if case.sparse:
+        absent = [row for row in range(shape[0]) if row not in sparse_rows(case, param, step)]
+        grad[absent] = 0.0
+    return grad
 
 
 def sparse_rows(case: Case, param: str, step: int) -> tuple[int, ...]:
@@ -92,8 +93,13 @@ def sparse_rows(case: Case, param: str, step: int) -> tuple[int, ...]:
     return tuple(row for row in range(rows) if (row * 7 + step * 3) % 5 < 2)
 
 
-ONE: dict[str, tuple[int, Shape]] = {"w": (0, (3, 4)), "b": (0, (7,))}
-TWO: dict[str, tuple[int, Shape]] = {"first.w": (0, (3, 4)), "first.b": (0, (4,)), "second.w": (1, (5,))}
+ONE: dict[str, tuple[int, Shape]] = {"w": (0, (3, 4)), "b": (0, (5,))}
+TWO: dict[str, tuple[int, Shape]] = {
+    "first.w": (0, (3, 4)),
+    "first.b": (0, (4,)),
+    "second.w": (1, (4,)),
+    "second.b": (1, (4,)),
+}
 SHAPES: dict[str, tuple[int, Shape]] = {
     "scalar": (0, ()),
     "one": (0, (1,)),
@@ -102,163 +108,22 @@ SHAPES: dict[str, tuple[int, Shape]] = {
     "thirtythree": (0, (33,)),
     "matrix": (0, (3, 4)),
     "long": (0, (67,)),
+    "strided": (0, (3, 5)),
 }
 MATRICES: dict[str, tuple[int, Shape]] = {"w": (0, (3, 4)), "tall": (0, (6, 2)), "row": (0, (1, 5))}
-ABSENT = frozenset({(1, "first.b"), (2, "first.b"), (6, "first.w"), (7, "first.w"), (9, "second.w")})
+TWO_MATRICES: dict[str, tuple[int, Shape]] = {name: (group, (4, 3)) for name, (group, _) in TWO.items()}
+MATRIX_SHAPES: dict[str, tuple[int, Shape]] = {
+    "one": (0, (1, 1)),
+    "row": (0, (1, 7)),
+    "column": (0, (9, 1)),
+    "square": (0, (8, 8)),
+    "strided": (0, (6, 5)),
+}
+ABSENT = frozenset(
+    {(1, "first.b"), (2, "first.b"), (6, "first.w"), (9, "second.w")} | {(s, "second.b") for s in range(1, 9)}
+)
 ZERO = frozenset({(8, "first.b"), (10, "second.w"), (11, "second.w")})
-
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "sgd": {
-        "plain": {"lr": 0.1},
-        "momentum": {"lr": 0.1, "momentum": 0.9},
-        "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
-        "nesterov": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
-        "weight-decay": {"lr": 0.1, "weight_decay": 0.05},
-        "momentum-decay": {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.05},
-        "dampening-decay": {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.05},
-        "nesterov-decay": {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.05, "nesterov": True},
-        "maximize": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "maximize": True},
-    },
-    "adam": {
-        "plain": {"lr": 0.01},
-        "betas": {"lr": 0.01, "betas": (0.7, 0.95)},
-        "eps": {"lr": 0.01, "eps": 1e-2},
-        "weight-decay": {"lr": 0.01, "weight_decay": 0.1},
-        "amsgrad": {"lr": 0.01, "betas": (0.8, 0.9), "amsgrad": True},
-        "amsgrad-decay-eps": {"lr": 0.01, "betas": (0.8, 0.9), "amsgrad": True, "weight_decay": 0.1, "eps": 1e-3},
-        "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
-        "maximize": {"lr": 0.01, "weight_decay": 0.1, "maximize": True},
-    },
-    "adamw": {
-        "plain": {"lr": 0.01},
-        "no-decay": {"lr": 0.01, "weight_decay": 0.0},
-        "weight-decay": {"lr": 0.01, "weight_decay": 0.5},
-        "betas": {"lr": 0.01, "betas": (0.7, 0.95)},
-        "eps": {"lr": 0.01, "eps": 1e-2, "weight_decay": 0.1},
-        "amsgrad": {"lr": 0.01, "betas": (0.8, 0.9), "amsgrad": True, "weight_decay": 0.1},
-        "maximize": {"lr": 0.01, "weight_decay": 0.5, "maximize": True},
-    },
-    "adamax": {
-        "plain": {"lr": 0.01},
-        "betas": {"lr": 0.01, "betas": (0.7, 0.9)},
-        "eps": {"lr": 0.01, "eps": 1e-2, "betas": (0.9, 0.9)},
-        "weight-decay": {"lr": 0.01, "weight_decay": 0.1},
-        "maximize": {"lr": 0.01, "weight_decay": 0.1, "maximize": True},
-    },
-    "nadam": {
-        "plain": {"lr": 0.01},
-        "betas": {"lr": 0.01, "betas": (0.7, 0.95)},
-        "eps": {"lr": 0.01, "eps": 1e-2},
-        "momentum-decay": {"lr": 0.01, "momentum_decay": 0.1},
-        "weight-decay": {"lr": 0.01, "weight_decay": 0.1},
-        "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
-        "maximize": {"lr": 0.01, "weight_decay": 0.1, "maximize": True},
-    },
-    "radam": {
-        "plain": {"lr": 0.01},
-        "betas": {"lr": 0.01, "betas": (0.7, 0.95)},
-        "eps": {"lr": 0.01, "eps": 1e-2},
-        "weight-decay": {"lr": 0.01, "weight_decay": 0.1},
-        "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
-        "maximize": {"lr": 0.01, "weight_decay": 0.1, "maximize": True},
-    },
-    "rmsprop": {
-        "plain": {"lr": 0.01},
-        "alpha": {"lr": 0.01, "alpha": 0.8},
-        "eps": {"lr": 0.01, "eps": 1e-2},
-        "momentum": {"lr": 0.01, "momentum": 0.9},
-        "centered": {"lr": 0.01, "centered": True, "alpha": 0.9, "eps": 1e-3},
-        "centered-momentum-decay": {
-            "lr": 0.01,
-            "centered": True,
-            "alpha": 0.9,
-            "eps": 1e-3,
-            "momentum": 0.8,
-            "weight_decay": 0.1,
-        },
-        "weight-decay": {"lr": 0.01, "weight_decay": 0.1},
-        "maximize": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1, "maximize": True},
-    },
-    "adagrad": {
-        "plain": {"lr": 0.1},
-        "lr-decay": {"lr": 0.1, "lr_decay": 0.1},
-        "accumulator": {"lr": 0.1, "initial_accumulator_value": 0.5},
-        "eps": {"lr": 0.1, "eps": 1e-2},
-        "weight-decay": {"lr": 0.1, "weight_decay": 0.1},
-        "maximize": {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "maximize": True},
-    },
-    "adadelta": {
-        "plain": {},
-        "lr": {"lr": 0.3},
-        "rho": {"lr": 0.5, "rho": 0.6},
-        "eps": {"lr": 0.5, "eps": 1e-2},
-        "weight-decay": {"lr": 0.5, "weight_decay": 0.1},
-        "maximize": {"lr": 0.5, "weight_decay": 0.1, "maximize": True},
-    },
-    "asgd": {
-        "plain": {"lr": 0.05},
-        "lambd": {"lr": 0.05, "lambd": 0.1},
-        "alpha": {"lr": 0.05, "lambd": 0.1, "alpha": 0.5},
-        "averaging": {"lr": 0.05, "lambd": 0.1, "t0": 4},
-        "weight-decay": {"lr": 0.05, "weight_decay": 0.1, "t0": 4},
-        "maximize": {"lr": 0.05, "weight_decay": 0.1, "t0": 4, "maximize": True},
-    },
-    "rprop": {
-        "plain": {"lr": 0.01},
-        "etas": {"lr": 0.01, "etas": (0.3, 1.5)},
-        "step-sizes": {"lr": 0.01, "step_sizes": (0.008, 0.015)},
-        "maximize": {"lr": 0.01, "maximize": True},
-    },
-    "sparseadam": {
-        "plain": {"lr": 0.01},
-        "betas": {"lr": 0.01, "betas": (0.7, 0.95)},
-        "eps": {"lr": 0.01, "eps": 1e-2},
-        "maximize": {"lr": 0.01, "maximize": True},
-    },
-    "adafactor": {
-        "plain": {},
-        "beta2-decay": {"lr": 0.05, "beta2_decay": -0.5},
-        "eps": {"lr": 0.05, "eps": (1e-4, 1e-2)},
-        "clipping": {"lr": 0.05, "d": 0.3},
-        "weight-decay": {"lr": 0.05, "weight_decay": 0.1},
-        "maximize": {"lr": 0.05, "weight_decay": 0.1, "maximize": True},
-    },
-    "muon": {
-        "plain": {"lr": 0.02},
-        "no-nesterov": {"lr": 0.02, "nesterov": False, "weight_decay": 0.0},
-        "momentum": {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.5},
-        "match-rms-adamw": {"lr": 0.02, "adjust_lr_fn": "match_rms_adamw"},
-        "ns-steps": {"lr": 0.02, "ns_steps": 3},
-    },
-}
-"""rule -> case -> options that are not torch's defaults; the least that parts the mistakes people make."""
-
-SECOND_GROUP: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True},
-    "adam": {"lr": 0.002, "betas": (0.8, 0.99), "weight_decay": 0.1},
-    "adamw": {"lr": 0.002, "betas": (0.8, 0.99), "weight_decay": 0.3},
-    "adamax": {"lr": 0.002, "betas": (0.8, 0.99), "weight_decay": 0.1},
-    "nadam": {"lr": 0.002, "betas": (0.8, 0.99), "weight_decay": 0.1},
-    "radam": {"lr": 0.002, "betas": (0.8, 0.9), "weight_decay": 0.1},
-    "rmsprop": {"lr": 0.002, "alpha": 0.9, "momentum": 0.5},
-    "adagrad": {"lr": 0.02, "lr_decay": 0.05, "weight_decay": 0.1},
-    "adadelta": {"lr": 0.2, "rho": 0.8, "weight_decay": 0.1},
-    "asgd": {"lr": 0.01, "lambd": 0.05, "weight_decay": 0.1},
-    "rprop": {"lr": 0.003, "etas": (0.4, 1.3)},
-    "sparseadam": {"lr": 0.002, "betas": (0.8, 0.99)},
-    "adafactor": {"lr": 0.02, "beta2_decay": -0.6, "weight_decay": 0.1},
-    "muon": {"lr": 0.005, "momentum": 0.8, "weight_decay": 0.3},
-}
-RICH: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.02},
-    "rmsprop": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.05},
-    "adamw": {"lr": 0.01, "weight_decay": 0.2},
-    "asgd": {"lr": 0.05, "lambd": 0.1, "t0": 4},
-    "rprop": {"lr": 0.01},
-    "sparseadam": {"lr": 0.01},
-    "muon": {"lr": 0.02},
-}
-"""Options of the cases about shapes, groups, resume and edits, where the plain ones would hide a mistake."""
+LATE = frozenset({(1, "w"), (2, "w"), (6, "w"), (7, "w")})
 
 
 def _rich(rule: str) -> dict[str, Any]:
@@ -267,43 +132,52 @@ def _rich(rule: str) -> dict[str, Any]:
 
 def cases(rule: str) -> Iterator[Case]:
     """All cases of an optimizer rule, simple ones first."""
-    flat_only = rule not in ("muon", "sparseadam")
-    one = ONE if flat_only else MATRICES
-    two = TWO if flat_only else {name: (group, (3, 4 + group)) for name, (group, _) in TWO.items()}
-    sparse = rule == "sparseadam"
-    for name, options in OPTIONS[rule].items():
-        yield Case(rule, name, (options,), one, f"one group, every gradient there: {name}", sparse=sparse)
+    sparse, matrices = rule == "sparseadam", rule in ("muon", "sparseadam")
+    one, two, shapes = (MATRICES, TWO_MATRICES, MATRIX_SHAPES) if matrices else (ONE, TWO, SHAPES)
     rich, second = _rich(rule), SECOND_GROUP[rule]
-    edited = {5: {0: {"lr": rich["lr"] / 10}}, 9: {0: {"lr": rich["lr"] * 0.7}}}
-    yield Case(
-        rule, "lr-change", (rich,), one, "lr is lowered before step 5 and raised before 9", edits=edited, sparse=sparse
+    first_lr, second_lr = rich.get("lr", 0.01), second["lr"]
+    simple = {option: value for option, value in rich.items() if option != "weight_decay"}
+    plain = Case(rule, "", (simple,), one, "", sparse=sparse)
+    for name, options in OPTIONS[rule].items():
+        yield replace(plain, name=name, groups=(options,), purpose=f"one group, every gradient there: {name}")
+    yield replace(
+        plain,
+        name="lr-change",
+        purpose="lr is lowered before step 5 and raised before 9",
+        edits={5: {0: {"lr": first_lr / 8}}, 9: {0: {"lr": first_lr / 2}}},
     )
-    yield Case(
-        rule, "resume", (rich,), one, "saved after step 6 and loaded into a new optimizer", resume=6, sparse=sparse
+    yield replace(
+        plain,
+        name="option-change",
+        groups=(rich,),
+        purpose="other options are changed before steps 4 and 9",
+        edits={step: {0: options} for step, options in EDITS[rule].items()},
     )
-    if flat_only:
-        yield Case(rule, "shapes", (rich,), SHAPES, "0-d to long tensors, across vector widths")
-        yield Case(
-            rule,
-            "none-grad",
-            (rich,),
-            {"w": (0, (3, 4)), "late": (0, (7,))},
-            "a parameter without gradient at its first steps, one without later, one with zeros",
-            absent=frozenset({(1, "late"), (2, "late"), (5, "w"), (9, "late")}),
-            zero=frozenset({(7, "w"), (8, "late")}),
-        )
-        absent, zero = ABSENT, ZERO
-    else:
-        absent, zero = frozenset({(1, "first.b"), (6, "first.w")}), frozenset[tuple[int, str]]()
-    yield Case(
-        rule,
-        "groups",
-        (rich, second),
-        two,
-        "two groups with options of their own; None and zero gradients; lr edits; saved and loaded after step 8",
-        absent=absent,
-        zero=zero,
-        edits={4: {1: {"lr": second["lr"] * 3}}, 10: {0: {"lr": rich["lr"] / 4}}},
-        resume=8,
-        sparse=sparse,
+    yield replace(plain, name="resume", purpose="saved after step 6 and loaded into a new optimizer", resume=6)
+    yield replace(
+        plain,
+        name="shapes",
+        params=shapes,
+        purpose="0-d to long tensors, across vector widths",
+        strided="strided",
+        steps=6,
     )
+    yield replace(
+        plain,
+        name="none-grad",
+        purpose="w has no gradient at first and again later, b one of zeros",
+        absent=LATE,
+        zero=frozenset() if matrices else frozenset({(1, "b"), (8, "b"), (9, "w")}),
+    )
+    groups = replace(
+        plain,
+        name="groups",
+        groups=(rich, second),
+        params=two,
+        purpose="two groups with options of their own; None and zero gradients; lr edits",
+        absent=ABSENT,
+        zero=frozenset() if matrices else ZERO,
+        edits={4: {1: {"lr": second_lr * 3}}, 10: {0: {"lr": first_lr / 4}}},
+    )
+    yield groups
+    yield replace(groups, name="groups-resume", purpose=f"{groups.purpose}; saved and loaded after step 8", resume=8)
