@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optrace.compare.run import diff as diff
+    from optrace.goldens.check import check_golden as check_golden
     from optrace.recorder.recording import event as event
     from optrace.recorder.recording import record as record
     from optrace.recorder.recording import start as start
@@ -27,6 +28,7 @@ _PUBLIC = {
     "open": ("optrace.trace.reader", "open_trace"),
     "Trace": ("optrace.trace.reader", "Trace"),
     "diff": ("optrace.compare.run", "diff"),
+    "check_golden": ("optrace.goldens.check", "check_golden"),
     "replay": ("optrace.replayer.run", "replay"),
     "OptraceError": ("optrace.errors", "OptraceError"),
 }
@@ -35,6 +37,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "OptraceError",
     "Trace",
     "__version__",
+    "check_golden",
     "diff",
     "event",
     "open",
