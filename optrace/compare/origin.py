@@ -68,6 +68,7 @@ def _rounding(source: Source, matching: Matching, *, left: bool) -> dict[str, An
         "implementation": _implementations([entries.get(index, {}) for index in order]),
         "torch": _find(info, "torch", "version"),
         "device": [*kinds, *dict.fromkeys(models)] if kinds and all(kinds) else None,
+        "dtype": sorted({str(row.get("dtype")) for row in rows}) or None,
         "layout": [f"{world} ranks" if world != 1 else "1 rank", *placements] if rows else None,
         "CPU capability": _find(info, "cpu_capability"),
         "threads": _find(info, "threads", "intra"),

@@ -130,7 +130,7 @@ class _Comparison:
         deciding = walk.exact if decides else walk.tolerance
         lanes = _lane(walk.exact, certain), _lane(walk.tolerance, certain)
         verdict = "same" if lanes[0 if decides else 1].same else "differ"
-        candidates = certain + ([deciding.first] if deciding.first else [])
+        candidates = certain + ([_telling(deciding, walk.tolerance)] if deciding.first else [])
         first = min(candidates, key=lambda item: item[0])[1] if candidates else None
         rows = sorted(certain + deciding.rows, key=lambda item: (item[1].kind != "missing", item[0]))
         notes = [
@@ -206,6 +206,14 @@ def _lane(tally: Tally, certain: Sequence[tuple[Order, Divergence]]) -> Lane:
     first = min(candidates, key=lambda item: item[0])[1].place if candidates else None
     passes = None if certain or not np.isfinite(tally.would_pass) else _rounded_up(tally.would_pass)
     return Lane(not candidates, first, tally.n_different + len(certain), tally.max_eps, passes)
+
+
+def _telling(deciding: Tally, tolerance: Tally) -> tuple[Order, Divergence]:
+    """The first divergence; of several at its step one that is beyond tolerance, before one of a few bits."""
+    assert deciding.first is not None
+    if tolerance.first is not None and tolerance.first[0][0] <= deciding.first[0][0]:
+        return tolerance.first
+    return deciding.first
 
 
 def _rounded_up(number: float) -> float:

@@ -28,7 +28,7 @@ def note_steps(
     """A note for each column of `steps` that differs, with the first step; nulls are unknown and left alone.
 
     A loss that differs only after the first divergence follows from it. Random states differ between any two programs
-    that set no seed: they are worth a note only where something random may have come first, in start values and gradients.
+    that set no seed: they are worth a note only where something random may come first, in start values and gradients.
     """
     upstream = first is not None and (first.quantity == "grad" or (first.quantity == "param" and first.step == 0))
     columns = ["step", "optimizer", *_WORDS]
@@ -44,8 +44,8 @@ def note_steps(
             one, other = value_a[at_a], value_b[at_b]
             unequal = np.flatnonzero((one != other) & ~((one != one) & (other != other)))
             if len(unequal):
-                first = unequal[0]
-                firsts.append((int(steps[first]), one[first].item(), other[first].item()))
+                at = unequal[0]
+                firsts.append((int(steps[at]), one[at].item(), other[at].item()))
         if firsts:
             step, value_a, value_b = min(firsts)
             if (name == "loss" and (first is None or step > first.step)) or (name == "rng" and not upstream):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,14 +184,15 @@ class TorchHand(Hand):
         optimizer: Any,
         tamper: Callable[[], None] | None = None,
         record: bool = True,
+        extra: Sequence[Any] = (),
         **steps: Any,
     ) -> None:
-        """Take one step of an optimizer and record it; `tamper` is called after the step, before it is looked at."""
+        """Take one step of an optimizer and record it with `extra` rows; `tamper` acts right after the step."""
         known = self.known[index]
         known["step"] += 1
         hyper = hyper_of(optimizer)
         before = {name: array_of(tensor) for group in known["groups"] for name, tensor in group}
-        rows: list[Any] = []
+        rows: list[Any] = list(extra)
         for number, group in enumerate(known["groups"]):
             for name, tensor in group:
                 grad = tensor.grad
