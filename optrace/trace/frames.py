@@ -42,6 +42,20 @@ def params_frame(rows: Sequence[Any]) -> pd.DataFrame:
     return pd.DataFrame(columns, columns=names)
 
 
+def params_arrow(frame: pd.DataFrame) -> Any:
+    """The table `params` as a `pyarrow.Table` of the types that its columns should have; TraceError if they do not."""
+    import pyarrow as pa
+
+    types = {"int": pa.int64(), "str": pa.string(), "bool": pa.bool_(), "list of int": pa.list_(pa.int64())}
+    types["str or null"] = pa.string()
+    schema = pa.schema([(column.name, types[column.type]) for column in PARAM_COLUMNS])
+    try:
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return pa.Table.from_pylist(rows, schema)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise TraceError(f"params.json is damaged: {str(error).splitlines()[0]}") from None
+
+
 def tensors_frame(rows: Any, places: Mapping[tuple[int, str], int]) -> pd.DataFrame:
     """The table `tensors`, sorted by step, optimizer, place of the parameter in its optimizer, quantity."""
     order = [elements(rows.column(name)) for name in ("step", "optimizer")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -151,10 +151,7 @@ class Trace:
             frame = self.frame(name, rows)
         if columns is None:
             return frame
-        for column in columns:
-            if column not in frame.columns:
-                raise TraceError(f"{name} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
-        return frame[list(columns)]
+        return frame[_known(columns, frame.columns, name)]
 
     def arrow(
         self,
@@ -173,6 +170,12 @@ class Trace:
         order of steps; open ones and the other tables are in the order of recording. `groups` has its stored long form,
         `data` of events is text. `after` gives only rows beyond that step of each optimizer.
         """
+        if name == "params":
+            from optrace.trace import frames
+
+            frame = self.table(name, step=step, optimizer=optimizer, param=param, quantity=quantity)
+            rows = frames.params_arrow(frame)
+            return rows if columns is None else rows.select(_known(columns, rows.column_names, name))
         if name not in TABLES:
             raise TraceError(f"there is no table {name!r} to read; a trace has {', '.join(ALL_TABLES)}")
         selection = Selection.of(step, optimizer, param, quantity)
@@ -307,6 +310,15 @@ class Trace:
         if name not in self._cache:
             self._cache[name] = make()
         return cast("T", self._cache[name])
+
+
+def _known(columns: Sequence[str], known: Iterable[str], table: str) -> list[str]:
+    """The columns as a list; TraceError if the table lacks one."""
+    names = list(known)
+    for column in columns:
+        if column not in names:
+            raise TraceError(f"{table} has no column {column!r}; it has {', '.join(map(str, names))}")
+    return list(columns)
 
 
 def _with_absmax(rows: Any) -> Any:

@@ -83,6 +83,7 @@ def seal(path: Path) -> Path:
     The Parquet file appears by rename after fsync, so that at any moment one of the two is whole. TraceError when the
     stream is damaged: then it is kept as it is; OSError, ArrowException when writing fails.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     name = path.name.partition("-")[0]
@@ -109,11 +110,12 @@ def seal(path: Path) -> Path:
         raise
     sync_folder(path.parent)
     path.unlink()
+    pa.default_memory_pool().release_unused()  # else Arrow keeps some 60 MB for its next time
     return target
 
 
 def _read(path: Path, name: str) -> Any:
-    tail = StreamTail(path, name)
+    tail = StreamTail(path, name, closed=True)
     tail.read()
     if tail.problem is not None:
         raise TraceError(tail.problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from optrace.trace.schema import arrow_schema
 class StreamTail:
     """One `.arrows` file: `read()` takes in what has been appended; a torn or damaged end is described, not raised."""
 
-    def __init__(self, path: Path, table: str) -> None:
+    def __init__(self, path: Path, table: str, *, closed: bool = False) -> None:
+        """`closed`: the caller knows that the file will not change, so it is mapped, which spares memory."""
         self.path = path
+        self.closed = closed
         self.offset = 0
         """Bytes of the file that have been taken in: whole messages."""
         self.ended = False
@@ -32,9 +35,13 @@ class StreamTail:
         if self.ended:
             return
         self.problem = None
+        data: bytes | mmap.mmap
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            data = file.read()
+            if self.closed:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            else:
+                file.seek(self.offset)
+                data = file.read()
         start = self._schema_length(data) if self.offset == 0 else 0
         if start is None:
             self.problem = f"{self.path.name} has no whole header yet ({len(data)} bytes dropped)"
@@ -56,7 +63,7 @@ class StreamTail:
             self._rows = self._rows.combine_chunks()
         return self._rows
 
-    def _schema_length(self, data: bytes) -> int | None:
+    def _schema_length(self, data: bytes | mmap.mmap) -> int | None:
         """Bytes of the schema at the start; None if it is not whole, TraceError if it is another table's."""
         import pyarrow as pa
 

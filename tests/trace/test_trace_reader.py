@@ -230,6 +230,8 @@ def test_params_and_other_tables_take_selections_and_columns(trace):
         (2, 0.1), (2, 0.05), (3, 0.1), (3, 0.05),
     ]  # fmt: skip
     assert list(trace.table("events", optimizer=1, step=3)["kind"]) == ["step", "zero_grad"]
+    described = trace.arrow("params", optimizer=1, columns=["param", "shape", "placement"]).to_pylist()
+    assert described[0] == {"param": "first.weight", "shape": [10, 1], "placement": None} and len(described) == 4
     assert trace.optimizers == [(0, "SGD"), (1, "AdamW")]
     assert trace.last_step(1) == 20 and trace.last_steps == {0: 20, 1: 20}
 
