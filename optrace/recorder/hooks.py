@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from threading import get_ident as _thread
 from types import FrameType
@@ -41,7 +42,7 @@ class _Open:
     __slots__ = ("depth", "measured", "optimizer", "thread")
 
     def __init__(self, optimizer: Any, thread: int) -> None:
-        self.optimizer = optimizer  # strong: the step holds it anyway, and its id must stay its own
+        self.optimizer = weakref.ref(optimizer)  # weak: a step that raised is only noticed later
         self.thread = thread
         self.depth = 1
         self.measured = False
@@ -71,27 +72,31 @@ class StepHooks:
             handle.remove()
         self._handles = []
         for step in list(self._open.values()):
-            self._clean(step.optimizer)
+            optimizer = step.optimizer()
+            if optimizer is not None:
+                self._clean(optimizer)
         self._open.clear()
 
     def settle(self) -> None:
         """Tell of every begun step that cannot be running any more: an exception ended it."""
         for key, step in list(self._open.items()):
-            if step.thread == _thread() and not _calls(step.optimizer):
+            if step.thread == _thread() and not _calls(step.optimizer()):
                 self._drop(key, step)
 
     def _drop(self, key: int, step: _Open) -> None:
         del self._open[key]
-        self._clean(step.optimizer)
-        self._watcher.step_raised(step.optimizer)
+        optimizer = step.optimizer()
+        if optimizer is not None:
+            self._clean(optimizer)
+            self._watcher.step_raised(optimizer)
 
     def _enter(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """First of the pre-hooks: puts ours behind the optimizer's own."""
         step = self._open.get(id(optimizer))
         if step is not None:
-            if step.thread != _thread():
+            if step.optimizer() is optimizer and step.thread != _thread():
                 return
-            if _calls(optimizer) > 1:  # a subclass called super().step()
+            if step.optimizer() is optimizer and _calls(optimizer) > 1:  # a subclass called super().step()
                 step.depth += 1
                 return
             self._drop(id(optimizer), step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -249,9 +250,27 @@ def _scopes() -> Iterator[dict[str, Any]]:
         if room not in _OWN_ROOMS:
             modules.setdefault(id(frame.f_globals), frame.f_globals)
             if frame.f_locals is not frame.f_globals:
-                yield dict(frame.f_locals)
+                yield _locals_of(frame)
         frame = frame.f_back
     yield from modules.values()
+
+
+def _locals_of(frame: FrameType) -> dict[str, Any]:
+    """A function's variables, without keeping them alive.
+
+    Before Python 3.13 a frame keeps the dict that `f_locals` gave, and with it every batch and activation that was in a
+    variable then, for as long as the function runs. It is emptied unless the program holds it (from `locals()`).
+    """
+    variables = frame.f_locals
+    found = dict(variables)
+    of_the_frame_alone = 3  # the frame's reference, ours, and getrefcount's
+    if (
+        sys.version_info < (3, 13)
+        and frame.f_code.co_flags & inspect.CO_OPTIMIZED
+        and sys.getrefcount(variables) == of_the_frame_alone
+    ):
+        variables.clear()
+    return found
 
 
 def _unused(name: str, used: set[str]) -> str:

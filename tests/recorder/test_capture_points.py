@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -800,3 +802,19 @@ def test_dtensor_is_its_local_shard_at_its_place_in_the_whole(traced: Any, tmp_p
     assert row(trace, 1, "grad").n_zero == 0
     assert quantities(trace, 1) == {"grad", "update", "param", "state.step", "state.exp_avg", "state.exp_avg_sq"}
     assert "Shard(dim=0)" in trace.params.iloc[0].placement
+
+
+def test_an_optimizer_whose_step_raised_is_not_kept_alive(tmp_path: Path) -> None:
+    with optrace.record(tmp_path / "run", quiet=True, strict=True):
+        w = param(1.0)
+        optimizer = Failing([w])
+        w.grad = torch.tensor([1.0])
+        optimizer.broken = True
+        try:
+            optimizer.step()
+        except ZeroDivisionError:
+            pass
+        dead = weakref.ref(optimizer)
+        del optimizer
+        gc.collect()
+        assert dead() is None

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,19 @@ def test_the_same_script_gives_the_same_names(tmp_path: Path, freeze: str) -> No
     assert found[0] == found[1]
     assert len(set(found[0])) == 5
     assert found[0][-1] == "loose"
+
+
+def test_looking_at_variables_keeps_none_of_them_alive() -> None:
+    w = torch.ones(1, requires_grad=True)
+    batch = torch.ones(1)
+    dead = weakref.ref(batch)
+    assert names_of([w]) == ["w"]
+    del batch
+    assert dead() is None
+
+
+def test_a_programs_own_locals_are_left_alone() -> None:
+    w = torch.ones(1, requires_grad=True)
+    own = locals()
+    assert names_of([w]) == ["w"]
+    assert own["w"] is w
