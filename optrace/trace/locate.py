@@ -20,7 +20,7 @@ def find_run(path: Path) -> Path:
         path = RUNS / "latest"
         if not path.exists():
             raise TraceError(f"there is no latest run: {RUNS}/ has none in {Path.cwd()}; name a run folder")
-    if path.is_file() and path.name == "latest":  # where links are not allowed it is a file that names the run
+    if path.name == "latest" and path.is_file():  # where links are not allowed it is a file that names the run
         try:
             path = path.parent / path.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:

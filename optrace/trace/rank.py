@@ -38,7 +38,7 @@ class RankFolder:
     def json(self, name: str, kind: type) -> Any:
         """The content of rank.json (dict) or params.json (list); an empty one when there is no such file."""
         path = self.path / name
-        return read_json(path, kind) if path.exists() else kind()
+        return read_json(path, kind) if os.path.exists(path) else kind()
 
     def segments(self, table: str) -> list[tuple[int, Path]]:
         """The table's segments in order; of a stream and its sealed copy only the copy."""

@@ -36,7 +36,7 @@ class Sealer:
         """Take over a closed stream, to be sealed by `close` or by the thread."""
         if path is not None:
             with self._lock:
-                self.size += path.stat().st_size
+                self.size += _size(path)
                 self._waiting.append(path)
 
     def start(self, path: Path | None) -> None:
@@ -44,15 +44,17 @@ class Sealer:
         self.add(path)
         with self._lock:
             if self._thread is None and self._waiting:
-                self._thread = threading.Thread(target=self._work, name="optrace-seal", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="optrace-seal", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is ending, or no thread is to be had: `close` seals it
+                    return
+                self._thread = thread
 
     def close(self) -> None:
         """Seal whatever is left and return when all is done."""
-        while True:
-            thread = self._thread
-            if thread is None:
-                break
+        thread = self._thread
+        if thread is not None:
             thread.join()
         self._work()
 
@@ -66,9 +68,9 @@ class Sealer:
             self._seal(path)
 
     def _seal(self, path: Path) -> None:
-        before = path.stat().st_size
+        before = _size(path)
         try:
-            after = seal(path).stat().st_size
+            after = _size(seal(path))
         except Exception as error:  # whatever went wrong, the stream is still whole: say so and keep it
             with self._lock:
                 self.problems.append(f"{path.name}: {type(error).__name__}: {error}")
@@ -112,6 +114,14 @@ def seal(path: Path) -> Path:
     path.unlink()
     pa.default_memory_pool().release_unused()  # else Arrow keeps some 60 MB for its next time
     return target
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 when it is gone, which is for the reader to notice."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _read(path: Path, name: str) -> Any:

@@ -322,6 +322,13 @@ def test_what_is_no_trace_is_refused_in_one_sentence(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "/proc/self/mem/x"])
+def test_a_name_that_can_be_no_trace_is_refused_in_one_sentence(name):
+    with pytest.raises(TraceError) as caught:
+        open_trace(name)
+    assert "\n" not in str(caught.value)
+
+
 def test_streams_and_parquet_of_something_else_are_refused(tmp_path):
     import pyarrow.parquet as pq
 

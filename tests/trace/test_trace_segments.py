@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -230,3 +231,12 @@ def test_a_small_run_closes_quickly(tmp_path):
     start = time.perf_counter()
     story.writer.close()
     assert time.perf_counter() - start < 1.0
+
+
+def test_a_run_that_is_deleted_while_it_is_written_ends_in_an_error_not_a_hang(tmp_path):
+    story = Story(tmp_path / "run", segment_bytes=20_000).tell(2)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(OSError, match="No such file"):
+        story.tell(40, first=3)
+    with pytest.raises(OSError, match=r"rank\.json"):
+        story.writer.close()
