@@ -16,6 +16,7 @@ from optrace.recorder.finished import Finished
 from optrace.recorder.inventory import Inventory
 from optrace.recorder.jobs import Rows, measure_now
 from optrace.recorder.memory import Budget, Copies
+from optrace.recorder.micro import MicroGradients
 from optrace.recorder.names import ParamNames
 from optrace.recorder.plans import AfterPlan, BeforePlan, Label, Located, StateLabel, make_label
 from optrace.recorder.selection import Quantities
@@ -69,7 +70,7 @@ class _Gradients:
 
 @dataclass
 class _Extra:
-    """Rows that only some steps have: `param_in`, `state_in.<key>`."""
+    """Rows that only some steps have: `param_in`, `state_in.<key>`, `grad_micro.<k>`."""
 
     labels: list[Label] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
@@ -157,8 +158,17 @@ class Capture:
 
     # ---- before the rule ----
 
-    def before(self, optimizer: Any, step: int, scale: torch.Tensor | None) -> None:
-        """Measure what the rule is given. `scale`: the gradients are so many times too large (a fused step's)."""
+    def before(
+        self, optimizer: Any, step: int, scale: torch.Tensor | None = None, micro: Sequence[MicroGradients] = ()
+    ) -> None:
+        """Measure what the rule is given.
+
+        Args:
+            optimizer: any object with torch's `param_groups` and `state`.
+            step: the number that the step will have.
+            scale: the gradients are so many times too large (a fused step's).
+            micro: the gradients after each backward since the last step, which become rows `grad_micro.<k>`.
+        """
         keep: list[Any] = []
         self._finder.scalars.clear()
         options: Options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
@@ -177,6 +187,8 @@ class Capture:
         plan.run(grads, located, state.located, threads)
         gradients = _Gradients(grads, plan.grad_rows, plan.present, self._whole_grads(params, grads))
         extra = self._edited(params, located, state, plan, threads)
+        if micro:
+            self._add_micro(params, located, extra, micro)
         keyframe = self._settings.values == "full" or (self._whole and step % whole.KEYFRAME == 0)
         self._running = _Running(params, located, options, gradients, extra, scale, keyframe, keep)
 
@@ -315,6 +327,24 @@ class Capture:
             extra.rows = measure_now(extra.found, threads)
             extra.values = whole.copied(extra.values)
         return extra
+
+    def _add_micro(
+        self, params: list[torch.Tensor], located: Located, extra: _Extra, micro: Sequence[MicroGradients]
+    ) -> None:
+        """Rows of the gradients after each backward."""
+        rows = [] if extra.rows is None else [extra.rows]
+        for one in micro:
+            if not self._wanted.has(one.quantity):
+                continue
+            chosen = [i for i, param in enumerate(params) if id(param) in one.place]
+            for i in chosen:
+                found = one.found[one.place[id(params[i])]]
+                _, numel, kind = found if found[2] is not None else located[i]
+                name = self.inventory.names[i]
+                extra.labels.append(make_label(self.inventory.groups[i], name, one.quantity, numel, kind))
+                extra.found.append(found)
+            rows.append(one.rows[[one.place[id(params[i])] for i in chosen]])
+        extra.rows = np.concatenate(rows) if rows else None
 
     def _remember(
         self,

@@ -168,6 +168,8 @@ class StepContext:
         self._running: list[_Backward] = []
         self._scaled: list[tuple[weakref.ref[Any], Value]] = []
         self._at_first_step = at_first_step
+        self.after_backward: Callable[[Any, int], None] | None = None
+        """Called with each optimizer whose gradients a backward has changed, and how many that makes since its step."""
 
     # ---- optimizers ----
 
@@ -248,6 +250,12 @@ class StepContext:
                 for key, marks in backward.marks:
                     if not all(map(_same, marks)):
                         self._give(backward, key)
+        if self.after_backward is not None:
+            for key, count in backward.given.items():
+                reference = self._references.get(key)
+                optimizer = None if reference is None else reference()
+                if optimizer is not None:
+                    self.after_backward(optimizer, count)
 
     def fail_backward(self) -> None:
         """Uncount a backward that raised."""

@@ -88,6 +88,8 @@ class Session:
             from optrace.recorder.steps import Steps
 
             self.context, self._steps = StepContext(_sight), Steps(self)
+            if self.settings.micro:
+                self.context.after_backward = self._steps.after_backward
 
     # ---- life ----
 

@@ -18,6 +18,7 @@ from optrace.recorder.finished import Finished
 from optrace.recorder.hooks import Replaced
 from optrace.recorder.jobs import measure_now
 from optrace.recorder.memory import Budget
+from optrace.recorder.micro import MOST, MicroGradients, micro_gradients
 from optrace.recorder.names import ParamNames
 from optrace.recorder.selection import is_recorded
 from optrace.recorder.tensors import Unmeasurable, locate
@@ -55,7 +56,8 @@ class Track:
     """When its last step ended."""
     hooked: float = 0.0
     """Seconds that the hooks of the running step have taken."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    micro: list[MicroGradients] = field(default_factory=list)
+    """Gradients after each backward since the last step, where they were asked for."""
 
 
 class Steps:
@@ -133,6 +135,17 @@ class Steps:
             self._session.emit("step_failed", optimizer, {})
         track.kind = Kind.NOT_SEEN
 
+    def after_backward(self, optimizer: Any, number: int) -> None:
+        """Keep the gradients that the `number`-th backward since the last step has left (`micro`)."""
+        track = self._track(optimizer)
+        if self._session.active and is_recorded(track.completed + 1, self._settings):
+            if number <= MOST:
+                start = perf_counter()
+                track.micro.append(micro_gradients(number, _params(optimizer)))
+                self._session.price.hooks += perf_counter() - start
+            elif number == MOST + 1:
+                self._session.tell("gradients of further backwards not recorded", most=MOST, optimizer=optimizer)
+
     # ---- before ----
 
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
@@ -150,7 +163,7 @@ class Steps:
             track.world = track.capture.world(optimizer)
         if track.kind is Kind.RECORDED:
             scale = getattr(optimizer, "grad_scale", None)
-            track.capture.before(optimizer, step, scale if isinstance(scale, torch.Tensor) else None)
+            track.capture.before(optimizer, step, scale if isinstance(scale, torch.Tensor) else None, track.micro)
         return self._with_closure(optimizer, track, args, kwargs)
 
     def _judge(self, optimizer: Any, track: Track) -> Kind:
@@ -214,6 +227,7 @@ class Steps:
             session.emit("state_init", optimizer, {})
         if kind not in (Kind.COUNTED, Kind.RECORDED) or track.capture is None:
             return
+        track.micro.clear()
         taken = session.context.take(optimizer)
         taken["seconds"] = None if track.ended is None else now - track.ended - track.hooked
         finished = track.capture.after(optimizer) if kind is Kind.RECORDED else None
