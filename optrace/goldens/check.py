@@ -97,8 +97,14 @@ def chosen_cases(rule: str, dtype: str, patterns: str | Sequence[str] | None) ->
     chosen = [name for name in names if name.endswith("-float32") != (dtype == "float64")]
     order = {name: number for number, name in enumerate(_grid_order(rule))}
     chosen.sort(key=lambda name: order.get(name.removesuffix("-float32"), len(order)))
+    return matching(rule, chosen, patterns)
+
+
+def matching(rule: str, chosen: list[str], patterns: str | Sequence[str] | None) -> list[str]:
+    """Those of the names that match one of the patterns; GoldenError if a rule has no such case at all."""
     if patterns is None:
         return chosen
+    names = case_names(rule)
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     kept = [
         name

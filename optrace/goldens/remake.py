@@ -11,13 +11,15 @@ from optrace.goldens.format import Golden, parse_csv, write_csv, write_safetenso
 from optrace.goldens.grid_options import OPTIONS
 from optrace.goldens.library import golden_folder
 from optrace.goldens.make import optimizer_goldens
+from optrace.goldens.make_schedules import schedule_goldens
+from optrace.goldens.schedule_grid import MAIN
 from optrace.goldens.tolerance import errors
 
 
 def goldens(rules: Sequence[str]) -> Iterator[Golden]:
     """Every golden of the rules (all, if none is named), made anew."""
-    wanted = tuple(rule for rule in OPTIONS if not rules or rule in rules)
-    yield from optimizer_goldens(wanted)
+    yield from optimizer_goldens(tuple(rule for rule in OPTIONS if not rules or rule in rules))
+    yield from schedule_goldens(tuple(rule for rule in MAIN if not rules or rule in rules))
 
 
 def file_stem(golden: Golden) -> str:

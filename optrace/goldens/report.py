@@ -25,7 +25,7 @@ class Failure:
         size = "not finite on one side" if self.error == float("inf") else f"{self.error:.2g} eps off"
         return (
             f"step {self.step}, {self.quantity} of {self.param}{place}: {size} (allowed {self.tolerance:g}): "
-            f"got {self.got:.10g}, torch has {self.expected:.10g}"
+            f"got {self.got!r}, torch has {self.expected!r}"
         )
 
 
