@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optrace.recorder.recording import start as start
     from optrace.recorder.recording import stop as stop
     from optrace.recorder.watching import watch as watch
+    from optrace.replayer.identify import identify as identify
     from optrace.replayer.run import replay as replay
     from optrace.trace.reader import Trace as Trace
     from optrace.trace.reader import open_trace as open
@@ -29,6 +30,7 @@ _PUBLIC = {
     "Trace": ("optrace.trace.reader", "Trace"),
     "diff": ("optrace.compare.run", "diff"),
     "check_golden": ("optrace.goldens.check", "check_golden"),
+    "identify": ("optrace.replayer.identify", "identify"),
     "replay": ("optrace.replayer.run", "replay"),
     "OptraceError": ("optrace.errors", "OptraceError"),
 }
@@ -40,6 +42,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "check_golden",
     "diff",
     "event",
+    "identify",
     "open",
     "record",
     "replay",
