@@ -66,20 +66,20 @@ class TableStream:
         """Where the open segment is, or will be."""
         return self.folder / segment_name(self.table, self.number, "arrows")
 
-    def append(self, *messages: bytearray) -> None:
-        """Write whole batches; OSError (after cutting the file back to `size`) when the system refuses."""
-        if self._torn:
-            raise TraceError(f"{self.path} ends in a torn batch that could not be cut off; nothing more can be written")
+    def append(self, message: bytearray) -> None:
+        """Write a whole batch; OSError (after cutting the file back to `size`) when the system refuses."""
         if self._fd < 0:
             self._open()
-        start = self.size
+        elif self._torn:
+            raise TraceError(f"{self.path} ends in a torn batch that could not be cut off; nothing more can be written")
         try:
-            for message in messages:
-                write_all(self._fd, message)
-                self.size += len(message)
+            written = os.write(self._fd, message)
+            if written < len(message):  # the disk is nearly full, or the batch is beyond the 2 GB of one write(2)
+                write_all(self._fd, memoryview(message)[written:])
         except BaseException:
-            self.cut(start)
+            self.cut(self.size)
             raise
+        self.size += len(message)  # an interrupt just before this is undone by whoever cuts back to an older size
 
     def cut(self, size: int) -> None:
         """Drop everything beyond `size` bytes; OSError when even that fails, and then no further batch is taken."""
@@ -132,10 +132,7 @@ class TableStream:
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
-    """write(2) until all is taken; one call unless the disk is nearly full. OSError as the system gives it."""
-    written = os.write(fd, data)
-    if written < len(data):
-        rest = memoryview(data)[written:]
-        while rest:
-            written = os.write(fd, rest)
-            rest = rest[written:]
+    """write(2) until all is taken. OSError as the system gives it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

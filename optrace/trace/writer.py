@@ -242,8 +242,7 @@ class RankWriter:
     @staticmethod
     def _take_back(marks: Sequence[tuple[TableStream, int]]) -> None:
         for stream, size in reversed(marks):
-            if stream.size > size:
-                stream.cut(size)
+            stream.cut(size)  # also one whose size seems right: an interrupt may have come right after its write
 
     def _after_write(self) -> None:
         """Start sealing streams that have grown full, and write the events that a signal handler left."""
