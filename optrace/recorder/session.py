@@ -215,7 +215,10 @@ class Session:
                 if len(self._pending) > _WAITING:
                     del self._pending[: _WAITING // 2]
             elif kind in _RARE or len(self._pending) > _PENDING:
-                self.flush()
+                try:
+                    self.flush()
+                except Exception as error:
+                    self.fail(error)
 
     def tell(self, what: str, line: str | None = None, *, optimizer: Any = None, **data: Any) -> None:
         """Say something about the recording itself: in the trace, and on stderr if there is a line."""

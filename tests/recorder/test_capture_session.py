@@ -448,3 +448,13 @@ def test_step_failure_that_ends_the_program_is_on_disk(tmp_path: Path) -> None:
     trace = optrace.open(tmp_path / "run")
     assert trace.rank_info["end"] == "error: RuntimeError"
     assert list(trace.events.kind)[-1] == "step_failed"
+
+
+def test_an_event_that_cannot_be_written_stops_the_recording_and_not_the_program(tmp_path: Path, capsys: Any) -> None:
+    with optrace.record(tmp_path / "run", max_size=20_000) as run:
+        sgd(1)
+        for number in range(200):
+            optrace.event("progress", number=number, text="x" * 100)
+    assert run.failure is not None
+    assert "20000 bytes" in capsys.readouterr().err
+    assert optrace.open(tmp_path / "run").problems == []
