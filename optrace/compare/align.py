@@ -34,7 +34,7 @@ def align_steps(a: Source, b: Source, matching: Matching, align: str | tuple[int
     if align is not None:
         step_a, step_b = _parse(align)
         offset = step_a - step_b
-        words = f"aligned as asked: step {step_b} of B is step {step_a} of A"
+        words = f"aligned as asked: step {step_b} of {{B}} is step {step_a} of {{A}}"
         return Alignment((offset,) * len(matching.pairs), words)
     found = [_start_offset(a, b, matching, number) for number in range(len(matching.pairs))]
     notes = list(dict.fromkeys(note for _, note in found if note))
@@ -74,25 +74,25 @@ def _start_offset(a: Source, b: Source, matching: Matching, number: int) -> tupl
     by_counter = start_b.counter - start_a.counter
     by_values = _same_params(a, pair.a, wanted, start_a)
     if by_counter and by_counter in by_values:
-        return by_counter, _resumed(by_counter, f"B starts with step counter {start_b.counter}")
+        return by_counter, _resumed(by_counter, f"{{B}} starts with step counter {start_b.counter}")
     if len(by_values) == 1:
         offset = by_values[0]
-        why = f"B starts with A's parameters after step {offset}"
+        why = f"{{B}} starts with the parameters of {{A}} after step {offset}"
         if start_b.has_state and start_b.counter and by_counter != offset:
             why += f", though with step counter {start_b.counter}"
         return offset, _resumed(offset, why)
     if by_counter and (start_b.has_state or start_a.has_state):
-        which = f"B starts with step counter {start_b.counter}"
+        which = f"{{B}} starts with step counter {start_b.counter}"
         if start_a.counter:
-            which += f", A with {start_a.counter}"
+            which += f", {{A}} with {start_a.counter}"
         return by_counter, _resumed(by_counter, which)
     return 0, None
 
 
 def _resumed(offset: int, why: str) -> str:
     if offset > 0:
-        return f"step 1 of B is taken for step {offset + 1} of A: {why}"
-    return f"step {1 - offset} of B is taken for step 1 of A: {why}"
+        return f"step 1 of {{B}} is taken for step {offset + 1} of {{A}}: {why}"
+    return f"step {1 - offset} of {{B}} is taken for step 1 of {{A}}: {why}"
 
 
 def _start(source: Source, optimizer: int) -> _Start:

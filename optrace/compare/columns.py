@@ -36,24 +36,31 @@ class Numbering:
         self.renaming = renaming
         self.cells: list[Cell] = list(matching.cells)
         self.quantities: list[str] = []
-        """A's names."""
+        """A's names, B's where A has none."""
+        self.names_a: set[str] = set()
         self._codes: dict[str, int] = {}
         self._of_b: dict[str, str] = {}
         self._loose: dict[tuple[int, str, int], int] = {}
 
     def quantity_a(self, name: str) -> int:
         """Number of A's quantity."""
-        if name not in self._codes:
+        if name not in self.names_a:
+            self.names_a.add(name)
             other = self.renaming.quantity(name)
             if other != name:
                 self.rename(name, other)
+        if name not in self._codes:
             self._codes[name] = len(self.quantities)
             self.quantities.append(name)
         return self._codes[name]
 
     def quantity_b(self, name: str) -> int:
         """Number of B's quantity, which may have another name in A."""
-        return self.quantity_a(self._of_b.get(name, name))
+        name = self._of_b.get(name, name)
+        if name not in self._codes:
+            self._codes[name] = len(self.quantities)
+            self.quantities.append(name)
+        return self._codes[name]
 
     def rename(self, name_a: str, name_b: str) -> None:
         """Say that B's `name_b` is A's `name_a`; for a state also before the step."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from optrace.compare.arrow import coded, integers, numbers
 from optrace.compare.match import Matching
+from optrace.compare.missing import MISSING as MISSING
 from optrace.compare.names import Renaming, match_hyper
 from optrace.compare.source import Source
 
@@ -55,16 +56,6 @@ class HyperDifference:
     count: int
     """Steps at which it differs."""
     decides: bool
-
-
-class _Missing:
-    """What a side that lacks an option has for its value."""
-
-    def __repr__(self) -> str:
-        return "none"
-
-
-MISSING = _Missing()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from optrace.compare.names import Renaming, match_names, suggest_rule
 from optrace.compare.source import Source, param_rows
+from optrace.compare.words import count_words
 from optrace.errors import CompareError
 
 
@@ -197,9 +198,9 @@ def _moved(cells: Sequence[Cell]) -> list[str]:
         moved = [cell for cell in own if home[cell.group_a] != cell.group_b]
         if moved:
             few = ", ".join(cell.param_a for cell in moved[:3]) + (", ..." if len(moved) > 3 else "")
-            notes.append(f"grouped otherwise: {few} (group {moved[0].group_a} in A, {moved[0].group_b} in B)")
+            notes.append(f"grouped otherwise: {few} (group {moved[0].group_a} in {{A}}, {moved[0].group_b} in {{B}})")
         else:
-            notes.append(f"A has {groups_a} groups where B has {groups_b}")
+            notes.append(f"{{A}} has {count_words(groups_a, 'group')} where {{B}} has {groups_b}")
     return notes
 
 

@@ -180,16 +180,6 @@ def _keep_last(grid: Grid, errors: Floats, both: Bools, carry: Carry) -> None:
                 carry.errors.pop((int(cell), grid.names[base]), None)
 
 
-def earliest(grid: Grid, where: NDArray[np.bool_], time: Floats, pair_of: Ints) -> tuple[int, int, int] | None:
-    """Step, cell and quantity (positions) of the causally first of some rows; None when there are none."""
-    s, c, q = np.nonzero(where)
-    if not len(s):
-        return None
-    ranks = np.array([rank_of(name) for name in grid.names])
-    best = np.lexsort((q, c, ranks[q], time[s, pair_of[c]]))[0]
-    return int(s[best]), int(c[best]), int(q[best])
-
-
 def group_mask(unequal: Mapping[tuple[int, int, int], Ints], steps: Ints, groups: NDArray[np.int64]) -> Bools:
     """Where options of a cell's group differ, [steps, cells]; `groups`: (pair, groups of A and B), [cells, 3]."""
     mask = np.zeros((len(steps), len(groups)), bool)

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optrace.compare.causes.cause import Cause
 from optrace.compare.words import sentences
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class DiffReport:
     evidence: str
     """What the verdict rests on: bitwise, values, samples or statistics."""
     first: Divergence | None
-    causes: tuple[Any, ...]
-    """Explanations, most likely first."""
+    causes: tuple[Cause, ...]
+    """Explanations: of the first divergence, then independent ones."""
     rows: tuple[Divergence, ...]
     """The divergences in causal order, cut at the limit."""
     n_divergences: int

@@ -12,6 +12,9 @@ import numpy as np
 
 from optrace.compare import evidence
 from optrace.compare.align import Alignment, align_steps
+from optrace.compare.causes.case import Case
+from optrace.compare.causes.cause import Cause
+from optrace.compare.causes.explain import explain
 from optrace.compare.columns import Numbering, Side
 from optrace.compare.facts import Facts
 from optrace.compare.hyper import HyperComparison
@@ -153,7 +156,7 @@ class _Comparison:
             tolerance=lanes[1],
             evidence=_evidence(walk, decides, first),
             first=first,
-            causes=(),
+            causes=self._causes(walk, deciding, certain, first, decides, verdict),
             rows=tuple(divergence for _, divergence in rows[:limit]),
             n_divergences=len(certain) + deciding.n_rows,
             n_unproven=walk.n_unproven,
@@ -173,8 +176,35 @@ class _Comparison:
             ),
         )
 
+    def _causes(
+        self,
+        walk: Walk,
+        deciding: Tally,
+        certain: Sequence[tuple[Order, Divergence]],
+        first: Divergence | None,
+        decides: bool,
+        verdict: str,
+    ) -> tuple[Cause, ...]:
+        """Why the two differ, as far as the record tells."""
+        same = verdict == "same"
+        case = Case(
+            sources=(self.a, self.b),
+            sides=(self.side_a, self.side_b),
+            names=self.names,
+            matching=self.matching,
+            numbering=self.numbering,
+            timeline=self.timeline,
+            hyper=self.hyper,
+            first=first,
+            first_steps=(walk.exact if same else deciding).first_steps,
+            certain=[divergence for _, divergence in sorted(certain, key=lambda item: item[0])],
+            exact_decides=decides,
+            within_tolerance=walk.tolerance.first is None,
+        )
+        return explain(case, same=same)
+
     def _refuse_unused_rules(self) -> None:
-        names_a = {cell.param_a for cell in self.matching.cells} | self.hyper.names_a | set(self.numbering.quantities)
+        names_a = {cell.param_a for cell in self.matching.cells} | self.hyper.names_a | self.numbering.names_a
         names_b = {cell.param_b for cell in self.matching.cells} | self.hyper.names_b
         self.renaming.refuse_unused(names_a, names_b)
 

@@ -12,6 +12,7 @@ from optrace.compare.columns import Floats, Ints
 from optrace.compare.grid import Bools
 from optrace.compare.match import Matching
 from optrace.compare.source import Source
+from optrace.compare.words import count_words
 from optrace.errors import CompareError
 
 
@@ -90,15 +91,17 @@ class Timeline:
             alone = np.setdiff1d(own, other)
             later = alone[alone > high]
             if len(later):
-                self._say(f"{here} has {len(later):,} later steps ({_span(later)}), which {there} has not")
+                self._say(f"{here} has {count_words(len(later), 'later step')} ({_span(later)}), which {there} has not")
             early = alone[(alone < low) & (alone > 0)]
             if len(early):
-                self._say(f"{here} has {len(early):,} earlier steps ({_span(early)}), which {there} has not")
+                self._say(
+                    f"{here} has {count_words(len(early), 'earlier step')} ({_span(early)}), which {there} has not"
+                )
             inside = alone[(alone >= low) & (alone <= high) & (alone > 0)]
             if not len(inside):
                 continue
             if _told_to_skip_steps(skipper):
-                self._say(f"{len(inside):,} steps were not compared: {there} was told not to record them")
+                self._say(f"{count_words(len(inside), 'step')} not compared: {there} was told not to record them")
             else:
                 self.gaps.append(Gap(pair, only_in_a, inside))
 

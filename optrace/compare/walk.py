@@ -14,10 +14,11 @@ from optrace.compare.grid import Bools, Grid, lay_out
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.order import (
     PARAM_IN_RANK,
+    PARAM_RANK,
     STATE_IN_RANK,
+    STATE_RANK,
     Carry,
     Inputs,
-    earliest,
     group_mask,
     rank_of,
     trace_inputs,
@@ -150,6 +151,9 @@ class _Judgement:
         ranks = np.array([rank_of(name) for name in grid.names])
         self.rank = ranks[self.q]
         before = np.isin(self.rank, (PARAM_IN_RANK, STATE_IN_RANK))
+        starts = self._starts()
+        self.rank = np.where(starts & (self.rank == PARAM_RANK), PARAM_IN_RANK, self.rank)
+        self.rank = np.where(starts & (self.rank == STATE_RANK), STATE_IN_RANK, self.rank)
         gap = np.where(before, inputs.gap[self.s, self.c], 1)
         roundings = [walk.wanted.roundings(name, walk.upstream_differs) for name in grid.names]
         with np.errstate(invalid="ignore"):
@@ -170,6 +174,12 @@ class _Judgement:
         order = self._orders()
         self._exact(order)
         self._tolerance(order, fails)
+
+    def _starts(self) -> Bools:
+        """Which rows are of a world before step 1, where nothing has been computed yet."""
+        steps = self.grid.steps[self.s]
+        offsets = np.array(self.walk.timeline.offsets, np.int64)[self.pair_of[self.c]]
+        return np.asarray((steps == 0) | (steps == offsets))
 
     def _fails(self) -> Bools:
         with np.errstate(invalid="ignore"):
@@ -225,12 +235,10 @@ class _Judgement:
     def _first(self, tally: Tally, which: Bools, order: tuple[Floats, Ints, Ints]) -> None:
         if not which.any():
             return
-        mask = np.zeros(self.grid.differs.shape, bool)
-        mask[self.s[which], self.c[which], self.q[which]] = True
-        best = earliest(self.grid, mask, self.time, self.pair_of)
-        assert best is not None
-        row = int(np.flatnonzero((self.s == best[0]) & (self.c == best[1]) & (self.q == best[2]))[0])
-        alike = int((which & (self.s == best[0]) & (self.q == best[2])).sum())
+        rows = np.flatnonzero(which)
+        times, ranks, cells = (part[rows] for part in order)
+        row = int(rows[np.lexsort((self.q[rows], cells, ranks, times))[0]])
+        alike = int((which & (self.s == self.s[row]) & (self.q == self.q[row])).sum())
         key = (float(order[0][row]), int(order[1][row]), int(order[2][row]))
         tally.offer(key, lambda: replace(self.divergence(row), count=alike))
         for number, name in enumerate(self.grid.names):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optrace.compare.hyper import MISSING
+from optrace.compare.missing import MISSING
 
 if TYPE_CHECKING:
     from optrace.compare.report import DiffReport, Divergence
@@ -84,7 +85,9 @@ def _what(report: DiffReport) -> str:
     if first.kind == "missing":
         where = report.a if first.b is None else report.b
         return f"what was recorded: {_missing(first)} is only in {where}"
-    return quantity_words(first.quantity, first.step)
+    if report.causes and report.causes[0].claimed:
+        return report.causes[0].cls
+    return quantity_words(first.quantity, min(first.step, first.step_b))
 
 
 def _missing(first: Divergence) -> str:
@@ -102,7 +105,7 @@ def _of(first: Divergence) -> str:
 
 
 def _lines(report: DiffReport) -> Lines:
-    lines: Lines = []
+    lines: Lines = list(_causes(report))
     if report.first is not None:
         lines.append(("first", _first(report, report.first)))
     lines += _listed("only", [f"in {report.a}: {what}" for what in report.only_in_a[:5]])
@@ -123,6 +126,19 @@ def _lines(report: DiffReport) -> Lines:
     if report.next:
         lines.append(("next", report.next))
     return lines
+
+
+def _causes(report: DiffReport) -> Iterator[tuple[str, str]]:
+    """The cause, its fix and its evidence; candidates where the record cannot decide; independent causes under `also`."""
+    for number, cause in enumerate(report.causes):
+        if report.same and cause.code == "noise":
+            continue
+        label = ("also" if cause.independent_of else "cause") if cause.claimed else "maybe"
+        yield label, f"{cause.code}: {cause.summary}"
+        if cause.fix:
+            yield "fix", cause.fix
+        if number == 0:
+            yield from _listed("because", list(cause.evidence))
 
 
 def _listed(label: str, texts: list[str]) -> Lines:

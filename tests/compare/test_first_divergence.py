@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import adamw, sgd
+from hand_made import adamw, sgd
 
 from optrace.compare.run import diff
 
@@ -111,7 +111,7 @@ def test_other_start_values_are_step_zero(runs):
 
 
 def test_parameter_edited_between_steps_is_found_before_the_gradients(tmp_path):
-    from conftest import TorchHand, array_of, model, names_of
+    from hand_made import TorchHand, array_of, model, names_of
 
     def record(folder, edit):
         torch.set_num_threads(1)
@@ -136,7 +136,7 @@ def test_parameter_edited_between_steps_is_found_before_the_gradients(tmp_path):
 
 
 def test_optimizers_are_ordered_in_time_not_by_index(tmp_path):
-    from conftest import TorchHand, model, names_of
+    from hand_made import TorchHand, model, names_of
 
     def record(folder, tamper):
         torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, adamw, sgd
+from hand_made import ENVIRONMENT, adamw, sgd
 
 from optrace.compare.run import diff
 from optrace.trace.fingerprint import sample_indices
@@ -188,7 +188,7 @@ def test_nan_on_one_side_is_a_difference_and_on_both_none(runs):
 
 
 def test_empty_and_scalar_parameters_are_compared(tmp_path):
-    from conftest import TorchHand
+    from hand_made import TorchHand
 
     def record(name, scale, environment):
         params = [torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.empty(0, 3))]
