@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optrace.compare.repro import repro as repro
     from optrace.compare.run import diff as diff
     from optrace.goldens.check import check_golden as check_golden
     from optrace.recorder.recording import event as event
@@ -32,6 +33,7 @@ _PUBLIC = {
     "check_golden": ("optrace.goldens.check", "check_golden"),
     "identify": ("optrace.replayer.identify", "identify"),
     "replay": ("optrace.replayer.run", "replay"),
+    "repro": ("optrace.compare.repro", "repro"),
     "OptraceError": ("optrace.errors", "OptraceError"),
 }
 
@@ -46,6 +48,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "open",
     "record",
     "replay",
+    "repro",
     "start",
     "stop",
     "watch",

@@ -19,6 +19,7 @@ COMMANDS = {
     "show": ("optrace.cli.show", "Look at a recorded run: an overview, or one of its tables."),
     "diff": ("optrace.cli.diff", "Say where two runs part, since when, and in what."),
     "identify": ("optrace.cli.identify", "Say which rule a run followed, and with what numbers."),
+    "repro": ("optrace.cli.repro", "Print a script that shows where two runs part."),
     "replay": ("optrace.cli.replay", "Recompute a run's steps from their own inputs, by the rule."),
     "golden": ("optrace.cli.golden", "Check an optimizer or scheduler against numbers that torch computed."),
 }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from optrace.compare.report import Divergence
 from optrace.compare.run import diff
-from optrace.compare.source import Source, open_source
+from optrace.compare.source import Source, TraceLike, open_source
 from optrace.errors import CompareError
 from optrace.replayer.options import options_by_step
 from optrace.trace.reader import Trace
@@ -26,10 +26,12 @@ _TORCH = (
 ).split()
 _SCALARS = ("step", "mu_product", "eta", "mu")
 _LEFT_OUT = ("foreach", "fused", "capturable", "differentiable", "initial_lr")
+_DEFAULTS_ONLY = {"AdamW": ("decoupled_weight_decay",)}
+"""Options in a group that the class sets itself and does not take."""
 _WIDTH = 100
 
 
-def repro(a: str | Path | Trace, b: str | Path | Trace) -> str:
+def repro(a: str | Path | TraceLike, b: str | Path | TraceLike) -> str:
     """A Python script that shows the first divergence of two runs and needs neither of them.
 
     Where the optimizer of `a` is one of torch's elementwise ones, the script gives the inputs of the step (a few
@@ -190,7 +192,9 @@ def _setup(side: _Step, slots: Sequence[int], name: str, options: Mapping[str, A
     assert side.before is not None and side.grad is not None
     dtype = _dtype(side.dtype)
     arguments = ", ".join(
-        f"{key}={value!r}" for key, value in options.items() if key not in _LEFT_OUT and value is not None
+        f"{key}={value!r}"
+        for key, value in options.items()
+        if key not in (*_LEFT_OUT, *_DEFAULTS_ONLY.get(side.class_name, ())) and value is not None
     )
     lines = [
         f"p = {_tensor(side.before[slots], dtype)}.requires_grad_()",

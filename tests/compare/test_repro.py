@@ -90,7 +90,7 @@ def test_with_the_numbers_of_a_itself_the_same_script_passes(tmp_path):
     slots = [list(start).index(value) for value in shown]
     (after,) = trace.table("tensors", step=1, param="weight", quantity="param")["sample"]
     mended = [
-        f"other = torch.tensor({[after[i] for i in slots]}, dtype=torch.float32)"
+        f"other = torch.tensor({[float(after[i]) for i in slots]}, dtype=torch.float32)"
         if line.startswith("other = ")
         else line
         for line in lines
