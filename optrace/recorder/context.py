@@ -115,9 +115,15 @@ class _Track:
         return total / count if count else None
 
 
+def _params(optimizer: Any) -> list[Any]:
+    """All parameters, also of an object that only looks like an optimizer."""
+    groups = getattr(optimizer, "param_groups", None) or ()
+    return [param for group in groups if isinstance(group, dict) for param in group.get("params", ())]
+
+
 def _probes(optimizer: Any) -> list[torch.Tensor]:
     """At most `PROBES` leaf parameters of an optimizer, spread over its groups."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+    params = _params(optimizer)
     if len(params) > PROBES:
         params = [params[i * len(params) // PROBES] for i in range(PROBES)]
     return [param for param in params if isinstance(param, torch.Tensor) and param.is_leaf]
@@ -164,6 +170,7 @@ class StepContext:
         self._references: dict[int, weakref.ref[Any]] = {}
         self._closed = _Track()
         """The account that was closed last: where an optimizer that was not known before its first step begins."""
+        self._gone: list[weakref.ref[Any]] = []
         self._stepped: set[int] = set()
         self._running: list[_Backward] = []
         self._scaled: list[tuple[weakref.ref[Any], Value]] = []
@@ -185,10 +192,11 @@ class StepContext:
         if len(known) > REACH_LIMIT:
             return []
         ids = frozenset(map(id, params))
-        return [o for o in known if any(id(param) in ids for group in o.param_groups for param in group["params"])]
+        return [optimizer for optimizer in known if any(id(param) in ids for param in _params(optimizer))]
 
     def _track(self, optimizer: Any) -> _Track:
         """The account of an optimizer; one not seen being made begins with what happened since the last step."""
+        self._close_gone()
         key = id(optimizer)
         track = self._tracks.get(key)
         if track is not None:
@@ -199,17 +207,20 @@ class StepContext:
         return self._open(optimizer, track)
 
     def _open(self, optimizer: Any, track: _Track) -> _Track:
-        key, tracks, references, stepped = id(optimizer), self._tracks, self._references, self._stepped
-
-        def gone(_: Any) -> None:
-            tracks.pop(key, None)
-            references.pop(key, None)
-            stepped.discard(key)
-
-        tracks.pop(0, None)
-        tracks[key] = track
-        references[key] = weakref.ref(optimizer, gone)
+        self._close_gone()
+        key = id(optimizer)
+        self._tracks.pop(0, None)
+        self._tracks[key] = track
+        self._references[key] = weakref.ref(optimizer, self._gone.append)
         return track
+
+    def _close_gone(self) -> None:
+        """Close the accounts of optimizers that are no more: not while one is collected, which can be at any moment."""
+        while self._gone:
+            reference = self._gone.pop()
+            for key in [key for key, held in self._references.items() if held is reference]:
+                del self._references[key], self._tracks[key]
+                self._stepped.discard(key)
 
     def _live(self) -> list[tuple[Any, _Track]]:
         pairs = [(reference(), self._tracks[key]) for key, reference in list(self._references.items())]
@@ -224,6 +235,8 @@ class StepContext:
             value = self._root_value(root) if self._scaled else read_scalar(root)
             if value is not None:
                 values.append(value)
+        if self._gone:
+            self._close_gone()
         tracks = self._tracks
         if not tracks:
             tracks[0] = _Track()
@@ -332,6 +345,8 @@ class StepContext:
         Keys: loss (float or None), n_backward, n_skipped (int), grad_norm (float or None: before clipping, where a clip
         showed it), batch and rng (signed 64-bit fingerprints or None). Values on a device are waited for here.
         """
+        if self._gone:
+            self._close_gone()
         key = id(optimizer)
         track = self._tracks.get(key) or self._track(optimizer)
         for backward in self._running:

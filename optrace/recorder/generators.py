@@ -47,7 +47,7 @@ def _torch_crc(torch: Any) -> int:
             crc = zlib.crc32(string_at(address + _TORCH_STATE, size - _TORCH_STATE), crc)
         else:
             crc = zlib.crc32(string_at(address, size))
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
             for generator in torch.cuda.default_generators:
                 state = generator.get_state()
                 crc = zlib.crc32(string_at(state.data_ptr(), state.numel()), crc)
@@ -69,7 +69,9 @@ def _python_memory() -> int | None:
     generator = getattr(random, "_inst", None)
     offset = object.__basicsize__
     base = random.Random.__base__
-    if type(generator) is not random.Random or base is None or base.__basicsize__ < offset + _MT_BYTES:
+    if sys.implementation.name != "cpython" or type(generator) is not random.Random or base is None:
+        return None
+    if base.__basicsize__ < offset + _MT_BYTES:
         return None
     address = id(generator) + offset
     return address if string_at(address, _MT_BYTES) == _packed_python_state() else None
@@ -98,9 +100,13 @@ class _Host:
         module = sys.modules.get("numpy.random")
         if module is None:
             return
-        self._rand = module.mtrand._rand
-        self._bits = self._rand._bit_generator
         self._words = self._position = memoryview(b"")
+        try:
+            self._rand = module.mtrand._rand
+            self._bits = self._rand._bit_generator
+        except AttributeError:  # another NumPy keeps it elsewhere
+            self._rand = self._bits = None
+            return
         if type(self._bits).__name__ == "MT19937":
             address = self._bits.ctypes.state_address
             self._words, self._position = _view(address, 4 * _HEAD), _view(address + 4 * _WORDS, 4)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.amp.grad_scaler import OptState
 
 from optrace.recorder.context import read_scalar
 from optrace.recorder.patching import Calls, Observers
@@ -98,12 +99,18 @@ def _by_kernel(optimizer: Any) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
+def _state(scaler: Any, optimizer: Any) -> dict[str, Any]:
+    """What a scaler remembers of an optimizer in this iteration; looked up without inserting."""
+    states = getattr(scaler, "_per_optimizer_states", None)
+    found = states.get(id(optimizer)) if isinstance(states, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def _before_step(note: Any) -> None:
     scaler, optimizer = note[0][0], _given(note, "optimizer")
     if _enabled(scaler) and _by_kernel(optimizer):
-        states = getattr(scaler, "_per_optimizer_states", {})
-        stage = states[id(optimizer)]["stage"].name if id(optimizer) in states else "READY"
-        if stage == "READY":
+        stage = _state(scaler, optimizer).get("stage")
+        if stage is None or stage is OptState.READY:
             _tell("unscale", optimizer, {"scale": current_scale(scaler), "by": "step"})
 
 
@@ -112,8 +119,7 @@ def _end_step(note: Any, _: Any) -> None:
     scaler, optimizer = note[0][0], _given(note, "optimizer")
     if not _enabled(scaler) or _by_kernel(optimizer):
         return
-    state = getattr(scaler, "_per_optimizer_states", {}).get(id(optimizer))
-    flags = state["found_inf_per_device"].values() if state else ()
+    flags = _state(scaler, optimizer).get("found_inf_per_device", {}).values()
     if any(flag.item() for flag in flags):
         for listener in _listeners:
             listener.context.skip(optimizer)

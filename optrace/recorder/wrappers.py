@@ -188,8 +188,9 @@ def _end_add_param_group(note: Any, _: Any) -> None:
         return
     optimizer = note[0][0]
     if ("__init__", id(optimizer)) not in _calls.open:
-        groups = optimizer.param_groups
-        _tell("add_param_group", optimizer, {"group": len(groups) - 1, "n_params": len(groups[-1]["params"])})
+        groups = getattr(optimizer, "param_groups", None)
+        if groups:
+            _tell("add_param_group", optimizer, {"group": len(groups) - 1, "n_params": len(groups[-1]["params"])})
 
 
 def _end_mode(mode: str) -> Callable[[Any, Any], None]:
