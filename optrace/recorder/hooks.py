@@ -10,8 +10,9 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch._compile import _disable_dynamo
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from optrace.recorder.uncompiled import leave_uncompiled
 
 Replaced = tuple[tuple[Any, ...], dict[str, Any]] | None
 """What torch lets a pre-hook return: other arguments for `step()`."""
@@ -167,11 +168,13 @@ _OPTIMIZER_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
 def _invisible(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook, run as it is where `torch.compile` traces the call of `step()` around it.
 
-    `torch.compiler.disable` would import the compiler now, in programs that may never make an optimizer; torch's own
-    lazy form of it does so at the first step, when the optimizer's construction has imported it.
+    `torch.compiler.disable` would do, at half a microsecond a call, and import the compiler in programs that may never
+    use it. The mark breaks the graph at the hook; what the hook calls is left alone by the frame evaluator.
     """
 
     def plain(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return hook(optimizer, args, kwargs)
 
-    return _disable_dynamo(plain)
+    plain._torchdynamo_disable = True  # type: ignore[attr-defined]
+    leave_uncompiled(plain, calls_too=True)
+    return plain
