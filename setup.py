@@ -1,12 +1,27 @@
 """Builds the optional C kernel and packages the goldens; everything else is in pyproject.toml."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 KERNEL = "optrace/trace/_kernel.c"
 
+
+class BuildWithGoldens(build_py):
+    """Also puts the checkout's golden/ into the package, as optrace/_golden; an editable install reads it in place."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "optrace" / "_golden"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree("golden", target)
+
+
 setup(
+    cmdclass={"build_py": BuildWithGoldens},
     ext_modules=[
         Extension(
             "optrace.trace._kernel",

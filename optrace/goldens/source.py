@@ -59,7 +59,7 @@ def open_source(spec: str) -> Trace:
 
 
 def write_as_run(golden: Golden, folder: Path) -> None:
-    """Write a golden as a run of one optimizer, `--values full`. A golden of a schedule has groups and no tensors."""
+    """Write a golden as a run of one optimizer, `--values full`; one of a schedule holds nothing but groups."""
     RunWriter.create(folder, {"run": golden.name, "golden": golden.name, "made_with": golden.notes.get("made_with")})
     rank = folder / "rank=00000"
     rank.mkdir()
@@ -75,10 +75,7 @@ def write_as_run(golden: Golden, folder: Path) -> None:
 
 
 def _params(golden: Golden, optimizer_class: str) -> list[dict[str, Any]]:
-    """One row a parameter; a schedule has one of no elements in each group, so that groups can be matched."""
-    rows = list(golden.rows_at(0, "param"))
-    if golden.rule not in RULES:
-        rows = [Row(0, n, f"group{n}", "param", np.zeros(0)) for n in range(len(golden.hyper))]
+    rows = golden.rows_at(0, "param") if golden.rule in RULES else _idle_params(golden, 0)
     counts: dict[int, int] = {}
     found = []
     for row in rows:
@@ -178,8 +175,14 @@ def _write_step(
 def _write_schedule(golden: Golden, writer: RankWriter) -> None:
     """Step t of the optimizer uses what the schedule left after its step t - 1."""
     options: list[dict[str, Any]] = [dict(group) for group in golden.hyper]
-    _write_step(writer, golden, 0, [], [])
+    _write_step(writer, golden, 0, [(row, True) for row in _idle_params(golden, 0)], [])
     for step in range(golden.steps + 1):
         for row in golden.rows_at(step, "hyper"):
             options[row.group][row.param] = row.values.tolist()
-        _write_step(writer, golden, step + 1, [], _options(options))
+        idle = [(row, True) for row in _idle_params(golden, step + 1)]
+        _write_step(writer, golden, step + 1, idle, _options(options))
+
+
+def _idle_params(golden: Golden, step: int) -> list[Row]:
+    """A schedule has no parameters: one zero a group stands for them, so that groups and steps can be matched."""
+    return [Row(step, n, f"group{n}", "param", np.zeros(1)) for n in range(len(golden.hyper))]
