@@ -167,7 +167,15 @@ def _after_fork() -> None:
 
 
 def end_with_process(session: Session) -> None:
-    """A child that multiprocessing forked ends without atexit: have its recording ended by multiprocessing."""
+    """Prepare, at the first step, for the recording to end with the process, however that ends.
+
+    What sealing needs is imported now. An import at exit may `exec` source text (a namedtuple, a dataclass), and then
+    CPython forgets that an unhandled Ctrl-C ended the program and changes its status (Python/pythonrun.c,
+    run_eval_code_obj). A child that multiprocessing forked ends without atexit: multiprocessing ends its recording.
+    """
+    import pyarrow.compute
+    import pyarrow.parquet  # noqa: F401
+
     process = sys.modules.get("multiprocessing.process")
     if process is None or process.parent_process() is None or os.getpid() in _finalized:
         return
