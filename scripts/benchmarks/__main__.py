@@ -1,0 +1,41 @@
+"""The command line of scripts/bench: one subcommand a subject."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+SUBJECTS = {
+    "record": "a recorded step against a bare one and against other ways to write such statistics down",
+}
+
+
+def main() -> int:
+    """Run one benchmark; 0, or 1 when a figure misses its goal."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    for name, text in SUBJECTS.items():
+        sub = subjects.add_parser(name, help=text, description=text)
+        sub.add_argument("--quick", action="store_true", help="small sizes and few rounds: a minute instead of many")
+        sub.add_argument("--rounds", type=int, help="turns to take the median of")
+        sub.add_argument("--only", help="comma-separated cases, of those that the subject prints")
+        sub.add_argument("--json", type=Path, help="write the figures to this file")
+        sub.add_argument("--markdown", type=Path, help="write the tables to this file as well")
+    options = parser.parse_args()
+    only = tuple(options.only.split(",")) if options.only else ()
+    module = importlib.import_module(f"benchmarks.{options.subject}")
+    report = module.run(quick=options.quick, rounds=options.rounds, only=only)
+    text = report.markdown()
+    print(text)
+    if options.json:
+        options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+    return 1 if report.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

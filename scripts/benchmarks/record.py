@@ -1,0 +1,135 @@
+"""A recorded step against a bare one, in turns, storage included; and other ways to write such statistics down."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import optrace
+from benchmarks.alternatives import ALTERNATIVES, hooked
+from benchmarks.figures import Report, Row, spread
+from benchmarks.training import TRAININGS, Training
+
+GOALS = {
+    ("two-layer", "optrace"): 1.35,
+    ("cnn-11m", "optrace"): 1.02,
+    ("gpt-29m", "optrace"): 1.035,
+    ("gpt-124m", "optrace"): 1.07,
+    ("gpt-29m", "optrace, hyper-parameters only"): 1.005,
+    ("gpt-29m", "optrace, --values grad"): 1.06,
+    ("gpt-29m", "optrace, --values full"): 1.15,
+}
+MICROSECONDS = {("two-layer", "optrace"): 120.0}
+"""Goals for the time that recording adds to a step."""
+
+Around = Callable[[Training, Path], AbstractContextManager[Any]]
+
+
+@contextmanager
+def _bare(training: Training, folder: Path) -> Any:
+    yield
+
+
+def _recorded(**settings: Any) -> Around:
+    @contextmanager
+    def around(training: Training, folder: Path) -> Any:
+        with optrace.record(folder, quiet=True, **settings) as session:
+            yield session
+
+    return around
+
+
+def _written(write: Callable[..., Any]) -> Around:
+    @contextmanager
+    def around(training: Training, folder: Path) -> Any:
+        remove = hooked(write, training.optimizer)
+        yield
+        remove()
+
+    return around
+
+
+def _ways() -> dict[str, Around]:
+    ways: dict[str, Around] = {
+        "bare": _bare,
+        "optrace": _recorded(),
+        "optrace, hyper-parameters only": _recorded(quantities=["group.*"], values="none"),
+        "optrace, --values grad": _recorded(values="grad"),
+        "optrace, --values full": _recorded(values="full"),
+    }
+    return ways | {name: _written(write) for name, write in ALTERNATIVES.items()}
+
+
+def _times(training: Training, around: Around, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of each step of one turn, and of them those in optrace's step hooks."""
+    steps, hooks = [], []
+    with around(training, folder) as session:
+        for _ in range(training.warm):
+            training.step()
+        for _ in range(training.steps):
+            spent = session.price.hooks if session is not None else 0.0
+            start = perf_counter()
+            training.step()
+            steps.append(perf_counter() - start)
+            if session is not None:
+                hooks.append(session.price.hooks - spent)
+    return steps, hooks
+
+
+def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> None:
+    training = TRAININGS[name]()
+    for _ in range(2 * training.warm + 1):
+        training.step()
+    ratios: dict[str, list[float]] = {way: [] for way in ways}
+    added: dict[str, list[float]] = {way: [] for way in ways}
+    inside: dict[str, list[float]] = {way: [] for way in ways}
+    bare_times = []
+    for _ in range(rounds):
+        bare = statistics.median(_times(training, _bare, Path())[0])
+        bare_times.append(bare)
+        for way, around in ways.items():
+            with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
+                steps, hooks = _times(training, around, Path(folder) / "run")
+            gc.collect()
+            # a bare turn on both sides of each other turn: what the machine does meanwhile weighs on both
+            after = statistics.median(_times(training, _bare, Path())[0])
+            both, bare = (bare + after) / 2, after
+            now = statistics.median(steps)
+            ratios[way].append(now / both)
+            added[way].append(1e6 * (now - both))
+            if hooks:
+                inside[way].append(1 + statistics.median(hooks) / both)
+    for way in ways:
+        ratio, extra = spread(ratios[way]), spread(added[way])
+        cells = {"step / bare step": ratio.text(), "added, microseconds": extra.text(0)}
+        numbers: dict[str, Any] = {"ratio": ratio.__dict__, "added_us": extra.__dict__}
+        if inside[way]:
+            hook = spread(inside[way])
+            cells["1 + hooks / bare step"] = hook.text()
+            numbers["hooks"] = hook.__dict__
+        if way == "bare":
+            cells["bare step, ms"] = spread([1000 * t for t in bare_times]).text(2)
+            numbers["bare_ms"] = spread([1000 * t for t in bare_times]).__dict__
+        goal, most = GOALS.get((name, way)), MICROSECONDS.get((name, way))
+        met = None if goal is None else ratio.median <= goal and (most is None or extra.median <= most)
+        text = "" if goal is None else f"<= {goal}" + ("" if most is None else f", <= {most:.0f} us")
+        report.rows.append(Row(name, way, cells, numbers, text, met))
+
+
+def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
+    """Measure; quick leaves out the big models and takes fewer turns."""
+    report = Report(
+        "record",
+        "Time of a training step, forward to scheduler, over that of a bare one; turns of both alternate in one process"
+        " and the trace is written to disk. Median of the turns (quartiles).",
+    )
+    names = only or (("two-layer", "gpt-3m") if quick else ("two-layer", "cnn-11m", "gpt-29m", "gpt-124m"))
+    for name in names:
+        _case(name, _ways(), rounds or (5 if quick else 9), report)
+    return report
