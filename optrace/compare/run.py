@@ -280,7 +280,8 @@ def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str
         notes.append(f"a tolerance of --eps {tolerance.would_pass_at:g} would have passed")
     if tolerance.same and not decides and walk.n_unproven:
         notes.append(
-            f"{count_words(walk.n_unproven, 'row')} differ in bits while all that was recorded of them agrees;"
+            f"{count_words(walk.n_unproven, 'row')} {'differs' if walk.n_unproven == 1 else 'differ'} in bits while all"
+            f" that was recorded of {'it' if walk.n_unproven == 1 else 'them'} agrees;"
             " to be sure record both with --values full"
         )
     if walk.drifted and tolerance.same and not decides:

@@ -91,7 +91,7 @@ class Timeline:
             alone = np.setdiff1d(own, other)
             later = alone[alone > high]
             if len(later):
-                self._say(f"{here} has {count_words(len(later), 'later step')} ({_span(later)}), which {there} has not")
+                self._say(f"{here} has {count_words(len(later), 'later step')} ({_span(later)}); {there} has not")
             early = alone[(alone < low) & (alone > 0)]
             if len(early):
                 self._say(

@@ -43,7 +43,7 @@ def value_words(value: Any, dtype: str = "") -> str:
     if value is None or value is MISSING:
         return "none"
     if isinstance(value, float) and dtype in ("float32", "bfloat16", "float16", "complex64"):
-        return str(np.float32(value)) if np.isfinite(value) else str(value)
+        return repr(float(str(np.float32(value))))
     return repr(value)
 
 

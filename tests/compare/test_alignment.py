@@ -104,7 +104,7 @@ def test_stretches_limit_what_is_compared(runs):
 def test_a_shorter_run_is_the_same_as_far_as_it_goes_and_the_rest_is_noted(runs):
     report = diff(runs("a", steps=8), runs("b", steps=5))
     assert report.same and report.extent.steps == 5
-    assert "a has 3 later steps (6-8), which b has not" in report.notes
+    assert "a has 3 later steps (6-8); b has not" in report.notes
 
 
 def test_a_step_missing_in_the_middle_is_a_difference(runs):
@@ -176,4 +176,4 @@ def test_killed_run_is_compared_up_to_its_last_whole_step(tmp_path):
     events.write_bytes(events.read_bytes()[:-40])
     report = diff(a, tmp_path / "torn")
     assert report.same and report.extent.steps == 3
-    assert "a has 1 later step (4), which torn has not" in report.notes
+    assert "a has 1 later step (4); torn has not" in report.notes
