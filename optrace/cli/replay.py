@@ -10,11 +10,12 @@ import click
 @click.command("replay")
 @click.argument("run", default="latest")
 @click.option("--rule", metavar="NAME", help="The rule to follow, by torch's class name; default: the recorded class.")
+@click.option("--as", "as_class", metavar="MODULE:CLASS", help="Recompute with this class instead of a reference rule.")
 @click.option(
     "--eps", type=click.FloatRange(min=0), default=4.0, show_default=True, help="How far a number may be off, in eps."
 )
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(run: str, rule: str | None, eps: float, form: str) -> int:
+def command(run: str, rule: str | None, as_class: str | None, eps: float, form: str) -> int:
     """Recompute each recorded step of RUN from its own inputs: is it what the optimizer's rule makes of them?
 
     RUN may name an optimizer (RUN@1, RUN@SGD), a rank (RUN@rank=3) or a stretch of steps (RUN@500:600); without one all
@@ -28,8 +29,13 @@ def command(run: str, rule: str | None, eps: float, form: str) -> int:
     source = open_source(run)
     if not isinstance(source.trace, Trace):
         raise TraceError(f"{run} is no recorded run; replay judges runs, `optrace golden check` judges implementations")
+    given = None
+    if as_class is not None:
+        from optrace.goldens.candidate import load
+
+        given = load(as_class)
     reports = [
-        replay(source.trace, rule=rule, optimizer=index, steps=source.steps, tolerance=eps)
+        replay(source.trace, rule=rule, as_class=given, optimizer=index, steps=source.steps, tolerance=eps)
         for index in source.optimizers
     ]
     if form == "json":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from optrace.errors import TraceError
 from optrace.reference.rule import RULES, Rule
 from optrace.reference.rule import rule as find_rule
 from optrace.reference.variants import VARIANTS
+from optrace.replayer.classes import rule_of_class
 from optrace.replayer.cubes import Cube, cubes, members_of
 from optrace.replayer.engine import Groups, Residuals, Step, arithmetic_dtype, residuals, spot
 from optrace.replayer.options import options_by_step
@@ -26,6 +27,7 @@ def replay(
     run: str | os.PathLike[str] | Trace,
     *,
     rule: str | None = None,
+    as_class: Callable[..., Any] | None = None,
     optimizer: int = 0,
     steps: tuple[int | None, int | None] = (None, None),
     tolerance: float = STEP_EPS,
@@ -35,6 +37,7 @@ def replay(
     Args:
         run: a run folder or an open trace.
         rule: torch's class name in any case (`sgd`, `AdamW`); None takes the recorded class name.
+        as_class: a class in torch's manner to recompute the steps with, instead of a reference rule.
         optimizer: index of the optimizer.
         steps: first and last step, both included; None leaves a side open.
         tolerance: how far a number may be off, in eps of its dtype and scale.
@@ -48,7 +51,12 @@ def replay(
     if optimizer not in names:
         known = ", ".join(f"{i} ({name})" for i, name in names.items()) or "none"
         raise TraceError(f"{trace.path} has no optimizer {optimizer}; it has {known}")
-    chosen = _choose(rule, names[optimizer])
+    if as_class is None:
+        chosen = _choose(rule, names[optimizer])
+    elif rule is None:
+        chosen = rule_of_class(as_class, _state_keys(trace, optimizer))
+    else:
+        raise TraceError(f"replay follows one rule: {rule} or the given class, not both")
     members = members_of(trace, optimizer)
     groups = _filled(options_by_step(trace, optimizer, *steps), chosen)
     gatherer = _Gatherer(chosen.step, chosen.state_keys, groups, tolerance)
@@ -58,6 +66,12 @@ def replay(
     if gatherer.first is not None:
         looks = _looks_like(trace, optimizer, chosen, groups, steps, tolerance)
     return gatherer.report(trace, optimizer, names[optimizer], chosen.name, looks)
+
+
+def _state_keys(trace: Trace, optimizer: int) -> list[str]:
+    """The keys of all recorded state of an optimizer."""
+    rows = trace.arrow("tensors", optimizer=optimizer, quantity="state.*", columns=["quantity"])
+    return sorted({name.removeprefix("state.") for name in rows.column("quantity").unique().to_pylist()})
 
 
 def _choose(rule: str | None, class_name: str) -> Rule:

@@ -110,3 +110,8 @@ def test_rooms_are_where_the_design_says():
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith(("_", "."))}
     assert rooms <= ALL
     importlib.import_module("optrace.errors")
+
+
+def test_test_files_have_names_of_their_own():
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py") if "projects" not in path.parts]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)

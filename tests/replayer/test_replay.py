@@ -149,3 +149,23 @@ def test_cubes_hold_what_the_table_holds(tmp_path):
             for quantity in ("param", "state.exp_avg", "state.step"):
                 np.testing.assert_array_equal(whole[0].values[quantity][i, m], rows.loc[quantity, "sample"])
             assert whole[0].there["grad"][i, m] == rows.loc["grad", "present"]
+
+
+def test_a_run_is_replayed_with_a_named_class(tmp_path):
+    train(tmp_path / "run", lambda net: Averaging(groups_of(net, {"lr": 0.1}), lr=0.1, momentum=0.9))
+    assert replay(tmp_path / "run", as_class=Averaging).same
+    report = replay(tmp_path / "run", as_class=torch.optim.SGD)
+    assert not report.same
+    assert report.first.step == 1
+    with pytest.raises(OptraceError, match="one rule"):
+        replay(tmp_path / "run", rule="sgd", as_class=Averaging)
+
+
+def test_a_class_of_another_shape_is_refused_in_words(tmp_path):
+    class Strange:
+        def __init__(self):
+            pass
+
+    train(tmp_path / "run", lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(OptraceError, match="Strange could not make the recorded step"):
+        replay(tmp_path / "run", as_class=Strange)

@@ -62,3 +62,16 @@ def test_trouble_is_one_sentence_and_status_2(folder, args, words):
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_class_of_the_users_own_is_driven_through_the_record(folder):
+    (folder / "mine.py").write_text(
+        "import torch\n\n\nclass Mine(torch.optim.SGD):\n    pass\n\n\nclass Half(torch.optim.SGD):\n"
+        "    def step(self, closure=None):\n        for g in self.param_groups:\n            g['lr'] /= 2\n"
+        "        super().step(closure)\n"
+    )
+    assert run("replay", "good", "--as", "mine:Mine", cwd=folder).returncode == 0
+    done = run("replay", "good", "--as", "mine:Half", cwd=folder)
+    assert done.returncode == 1
+    assert "leaves Half at step 1" in done.stdout
+    assert run("replay", "good", "--as", "mine:Nothing", cwd=folder).returncode == 2
