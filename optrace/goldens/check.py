@@ -41,6 +41,7 @@ def check_golden(
     dtype: str | None = None,
     options: Mapping[str, Any] | None = None,
     cases: str | Sequence[str] | None = None,
+    explain: bool = True,
 ) -> GoldenReport:
     """Compare an optimizer or scheduler of any make with what torch computed from the same inputs.
 
@@ -54,6 +55,7 @@ def check_golden(
         options: given to the candidate's constructor each time (`{"fused": True}`). An option of the rule itself
             restricts the check to the cases that have this value.
         cases: only these, by name or glob (`"groups*"`).
+        explain: whether to look for the known mistake behind a difference.
 
     Returns:
         A report with `.same`, every case's result, and the known mistake that it looks like. What the candidate has no
@@ -67,7 +69,7 @@ def check_golden(
     if rule not in RULES:
         from optrace.goldens.check_schedule import check_schedule
 
-        return check_schedule(thing, rule, options or {}, cases)
+        return check_schedule(thing, rule, options or {}, cases, explain)
     defaults = RULES[rule].defaults
     fixed = {name: as_option(value) for name, value in (options or {}).items() if name in defaults}
     extra = {name: value for name, value in (options or {}).items() if name not in defaults}
@@ -79,16 +81,16 @@ def check_golden(
         runs += [run_case(golden, driver_of) for golden in goldens if _has(golden, fixed)]
     if not runs:
         raise GoldenError(f"no case of {rule} has {', '.join(f'{k}={v!r}' for k, v in fixed.items())}")
-    return report_of(recognised.name, rule, runs)
+    return report_of(recognised.name, rule, runs, explain)
 
 
-def report_of(name: str, rule: str, runs: Sequence[Run]) -> GoldenReport:
+def report_of(name: str, rule: str, runs: Sequence[Run], explain: bool) -> GoldenReport:
     """The report of driven cases; GoldenError when none could be judged."""
     results = tuple(run.result for run in runs)
     if all(result.lacks is not None for result in results):
         lacking = "; ".join(dict.fromkeys(str(result.lacks) for result in results))
         raise GoldenError(f"nothing of {name} could be checked against {rule}: it lacks {lacking}")
-    return GoldenReport(name, rule, results, looks_like(name, rule, runs))
+    return GoldenReport(name, rule, results, looks_like(name, rule, runs) if explain else ())
 
 
 def chosen_cases(rule: str, dtype: str, patterns: str | Sequence[str] | None) -> list[str]:

@@ -41,7 +41,7 @@ class ScheduleRun:
 
 
 def check_schedule(
-    thing: Any, rule: str, options: Mapping[str, Any], cases: str | Sequence[str] | None
+    thing: Any, rule: str, options: Mapping[str, Any], cases: str | Sequence[str] | None, explain: bool = True
 ) -> GoldenReport:
     """See `optrace.goldens.check.check_golden`; `thing` is a class over an optimizer with `param_groups`."""
     from functools import partial
@@ -60,7 +60,7 @@ def check_schedule(
     if all(result.lacks is not None for result in results):
         lacking = ", ".join(dict.fromkeys(str(result.lacks) for result in results))
         raise GoldenError(f"nothing of {name} could be checked against {rule}: it lacks {lacking}")
-    return GoldenReport(name, rule, results, schedule_looks(name, rule, runs))
+    return GoldenReport(name, rule, results, schedule_looks(name, rule, runs) if explain else ())
 
 
 def _in_order(rule: str, names: Sequence[str]) -> list[str]:
