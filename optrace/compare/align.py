@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optrace.compare.arrow import lists, numbers, texts
+from optrace.compare.arrow import integers, lists, numbers, texts
 from optrace.compare.match import Matching
 from optrace.compare.source import Source
 from optrace.errors import CompareError
@@ -36,7 +36,11 @@ def align_steps(a: Source, b: Source, matching: Matching, align: str | tuple[int
         offset = step_a - step_b
         words = f"aligned as asked: step {step_b} of {{B}} is step {step_a} of {{A}}"
         return Alignment((offset,) * len(matching.pairs), words)
-    found = [_start_offset(a, b, matching, number) for number in range(len(matching.pairs))]
+    starts_a, starts_b = _starts(a), _starts(b)
+    found = [
+        _start_offset(a, matching, number, starts_a.get(pair.a, _NOTHING), starts_b.get(pair.b, _NOTHING))
+        for number, pair in enumerate(matching.pairs)
+    ]
     notes = list(dict.fromkeys(note for _, note in found if note))
     return Alignment(tuple(offset for offset, _ in found), "; ".join(notes) or None)
 
@@ -62,9 +66,13 @@ class _Start:
     counter: int
 
 
-def _start_offset(a: Source, b: Source, matching: Matching, number: int) -> tuple[int, str | None]:
+_NOTHING = _Start({}, False, 0)
+
+
+def _start_offset(
+    a: Source, matching: Matching, number: int, start_a: _Start, start_b: _Start
+) -> tuple[int, str | None]:
     pair = matching.pairs[number]
-    start_a, start_b = _start(a, pair.a), _start(b, pair.b)
     cells = [cell for cell in matching.cells if cell.pair == number and cell.param_b in start_b.params]
     if not cells or not start_a.params:
         return 0, None
@@ -95,19 +103,21 @@ def _resumed(offset: int, why: str) -> str:
     return f"step {1 - offset} of {{B}} is taken for step 1 of {{A}}: {why}"
 
 
-def _start(source: Source, optimizer: int) -> _Start:
-    columns = ["param", "quantity", "fingerprint", "sample"]
-    table = source.trace.arrow("tensors", step=0, optimizer=optimizer, columns=columns)
-    if not table.num_rows:
-        return _Start({}, False, 0)
+def _starts(source: Source) -> dict[int, _Start]:
+    """The world before step 1 of every optimizer that recorded one."""
+    columns = ["optimizer", "param", "quantity", "fingerprint", "sample"]
+    table = source.trace.arrow("tensors", step=0, columns=columns)
+    optimizer, fingerprint = integers(table.column("optimizer")), integers(table.column("fingerprint"))
     names, quantities = texts(table.column("param")), texts(table.column("quantity"))
-    fingerprints = numbers(table.column("fingerprint")).tolist()
-    params = {n: f for n, q, f in zip(names, quantities, fingerprints, strict=True) if q == "param"}
-    has_state = any(q.startswith("state.") for q in quantities)
-    counts = [row for row, q in enumerate(quantities) if q == "state.step"]
-    values = lists(table.column("sample"))[counts, 0] if counts else np.empty(0)
-    finite = values[np.isfinite(values)].tolist()
-    return _Start(params, has_state, int(max(finite, default=0)))
+    first = lists(table.column("sample"))[:, 0]
+    found: dict[int, _Start] = {}
+    for index in np.unique(optimizer).tolist():
+        rows = np.flatnonzero(optimizer == index).tolist()
+        params = {names[row]: int(fingerprint[row]) for row in rows if quantities[row] == "param"}
+        counts = [float(first[row]) for row in rows if quantities[row] == "state.step" and np.isfinite(first[row])]
+        has_state = any(quantities[row].startswith("state.") for row in rows)
+        found[index] = _Start(params, has_state, int(max(counts, default=0)))
+    return found
 
 
 def _same_params(a: Source, optimizer: int, wanted: Mapping[str, int], start: _Start) -> list[int]:
