@@ -146,7 +146,7 @@ def _same(mark: Mark) -> bool:
     return reference() is grad and version == grad._version
 
 
-class _Backward(NamedTuple):
+class Backward(NamedTuple):
     """A backward that runs: what it counts as, for which optimizers (by id) it already did, and gradients before it."""
 
     values: list[Value]
@@ -172,7 +172,7 @@ class StepContext:
         """The account that was closed last: where an optimizer that was not known before its first step begins."""
         self._gone: list[weakref.ref[Any]] = []
         self._stepped: set[int] = set()
-        self._running: list[_Backward] = []
+        self._running: list[Backward] = []
         self._scaled: list[tuple[weakref.ref[Any], Value]] = []
         self._at_first_step = at_first_step
         self.after_backward: Callable[[Any, int], None] | None = None
@@ -228,8 +228,11 @@ class StepContext:
 
     # ---- backward ----
 
-    def begin_backward(self, roots: Sequence[Any]) -> None:
-        """Note a backward that starts from `roots`; its values are read now, or kept where they are on a device."""
+    def begin_backward(self, roots: Sequence[Any]) -> Backward:
+        """Note a backward that starts from `roots`; its values are read now, or kept where they are on a device.
+
+        What it returns goes to `end_backward` or `fail_backward`.
+        """
         values: list[Value] = []
         for root in roots:
             value = self._root_value(root) if self._scaled else read_scalar(root)
@@ -253,11 +256,13 @@ class StepContext:
             for key, track in tracks.items():
                 track.add(values, rng)
                 given[key] = track.n_backward
-        self._running.append(_Backward(values, rng, given, marks))
+        backward = Backward(values, rng, given, marks)
+        self._running.append(backward)
+        return backward
 
-    def end_backward(self) -> None:
+    def end_backward(self, backward: Backward) -> None:
         """Count the backward for those optimizers whose gradients it changed."""
-        backward = self._running.pop()
+        self._running = [running for running in self._running if running is not backward]
         if backward.marks:
             with torch._C.DisableTorchFunction():
                 for key, marks in backward.marks:
@@ -270,15 +275,15 @@ class StepContext:
                 if optimizer is not None:
                     self.after_backward(optimizer, count)
 
-    def fail_backward(self) -> None:
+    def fail_backward(self, backward: Backward) -> None:
         """Uncount a backward that raised."""
-        backward = self._running.pop()
+        self._running = [running for running in self._running if running is not backward]
         for key, count in backward.given.items():
             track = self._tracks.get(key)
             if track is not None and track.n_backward == count:
                 track.drop(backward.values)
 
-    def _give(self, backward: _Backward, key: int) -> None:
+    def _give(self, backward: Backward, key: int) -> None:
         track = self._tracks.get(key)
         if track is not None and key not in backward.given:
             track.add(backward.values, backward.rng)
@@ -349,8 +354,9 @@ class StepContext:
             self._close_gone()
         key = id(optimizer)
         track = self._tracks.get(key) or self._track(optimizer)
-        for backward in self._running:
-            self._give(backward, key)
+        if self._running and torch._C._current_graph_task_id() != -1:  # the step is made inside the backward
+            for backward in self._running:
+                self._give(backward, key)
         batch = track.batch
         taken = {
             "loss": track.loss(),

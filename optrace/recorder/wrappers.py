@@ -221,32 +221,30 @@ def _end_module_zero_grad(note: Any, _: Any) -> None:
 
 def _begin_backward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Note a backward, unless it runs inside another (a reentrant checkpoint's, one that torch itself starts)."""
-    calls, listeners = _calls.open, None
+    calls, running = _calls.open, None
     if "backward" not in calls and torch._C._current_graph_task_id() == -1:
         roots = args[0] if args else kwargs.get("tensors")
         if not isinstance(roots, list | tuple):
             roots = (roots,)
-        listeners = list(_listeners)
         _tell("backward", None, {})
         with _quiet():
-            for listener in listeners:
-                listener.context.begin_backward(roots)
+            running = [(heard.context, heard.context.begin_backward(roots)) for heard in _listeners]
     calls.append("backward")
-    return args, kwargs, listeners
+    return args, kwargs, running
 
 
 def _end_backward(note: Any, _: Any) -> None:
     _calls.open.pop()
     if note is not None:
-        for listener in note:
-            listener.context.end_backward()
+        for context, backward in note:
+            context.end_backward(backward)
 
 
 def _fail_backward(note: Any) -> None:
     _calls.open.pop()
     if note is not None:
-        for listener in note:
-            listener.context.fail_backward()
+        for context, backward in note:
+            context.fail_backward(backward)
 
 
 # ---- clipping ----

@@ -391,6 +391,7 @@ def test_backwards_in_two_threads_are_both_counted() -> None:
             thread.join()
     assert heard.kinds().count("backward") == 40
     assert len(heard.steps) == 40
+    assert all(taken["n_backward"] >= 1 for taken in heard.taken())
 
 
 def test_importing_optrace_does_not_import_torch_through_us() -> None:
