@@ -21,6 +21,9 @@ STRUCTURE = frozenset({"foreach", "fused", "capturable", "differentiable"})
 SCHEDULER_KEYS = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"})
 """What schedulers keep in a group for themselves; no rule reads it."""
 
+RULES_OWN = frozenset({"decoupled_weight_decay"})
+"""What says which rule a class follows: where one side lacks it, the rules are compared, not the option."""
+
 NEUTRAL: dict[str, float] = {
     "momentum": 0.0,
     "dampening": 0.0,
@@ -182,7 +185,7 @@ class HyperComparison:
         name = place[3]
         decides = not (name in STRUCTURE or name in SCHEDULER_KEYS)
         if decides and (a is MISSING or b is MISSING):
-            decides = not _neutral(name, b if a is MISSING else a)
+            decides = name not in RULES_OWN and not _neutral(name, b if a is MISSING else a)
         known = self.differences.get(place)
         if known is None:
             new = HyperDifference(*place, name_b, int(steps[first]), a, b, int(wrong.sum()), decides)

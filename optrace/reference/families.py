@@ -26,10 +26,18 @@ def _wide(array: Any) -> Array:
     return np.asarray(array, dtype=np.float64)
 
 
+def _idle(param: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
+    """A step without a gradient: nothing, or weight decay alone."""
+    if switches.get("none_grad") != "decay":
+        return param, dict(state)
+    shrunk = _wide(param) * (1 - hyper["lr"] * hyper.get("weight_decay", 0.0))
+    return shrunk.astype(param.dtype), dict(state)
+
+
 def _gradient(param: Array, grad: Array | None, hyper: Hyper, switches: Switches) -> Array | None:
     """The gradient as float64, negated where asked; None: the parameter is skipped."""
     if grad is None:
-        if switches.get("none_grad", "skip") == "skip":
+        if switches.get("none_grad", "skip") != "zero":
             return None
         grad = np.zeros_like(param)
     g = _wide(grad)
@@ -69,12 +77,12 @@ def sgd(
 ) -> tuple[Array, dict[str, Any]]:
     """SGD. Switches: momentum (sum, average, lr-inside), first (whole, dampened), nesterov (None as the option says,
     on, off, minus, twice), dampening (None), decay (coupled, decoupled, after-momentum, after-update, missing,
-    without-lr, wrong-sign), none_grad (skip, zero), sign, and any hyper-parameter by its name.
+    without-lr, wrong-sign), none_grad (skip, zero, decay), sign, and any hyper-parameter by its name.
     """
     hyper = {**hyper, **{k: v for k, v in switches.items() if k in hyper and k not in ("momentum", "nesterov")}}
     g = _gradient(param, grad, hyper, switches)
     if g is None:
-        return param, dict(state)
+        return _idle(param, state, hyper, switches)
     decay = switches.get("decay", "coupled")
     old = _wide(param)
     p, g = _decay_before(old, g, hyper, decay)
@@ -116,7 +124,7 @@ def adam(
     """
     g = _gradient(param, grad, hyper, switches)
     if g is None:
-        return param, dict(state)
+        return _idle(param, state, hyper, switches)
     decay = switches.get("decay")
     if decay is None:
         decay = "decoupled" if hyper.get("decoupled_weight_decay") else "coupled"
@@ -170,7 +178,7 @@ def rmsprop(
     """
     g = _gradient(param, grad, hyper, switches)
     if g is None:
-        return param, dict(state)
+        return _idle(param, state, hyper, switches)
     decay = switches.get("decay", "coupled")
     old = _wide(param)
     p, g = _decay_before(old, g, hyper, decay)
@@ -204,7 +212,7 @@ def adagrad(
     """
     g = _gradient(param, grad, hyper, switches)
     if g is None:
-        return param, dict(state)
+        return _idle(param, state, hyper, switches)
     decay = switches.get("decay", "coupled")
     old = _wide(param)
     p, g = _decay_before(old, g, hyper, decay)

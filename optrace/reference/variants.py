@@ -203,6 +203,15 @@ def _common(rule: str) -> tuple[Variant, ...]:
             "skip parameters whose grad is None",
             {"none_grad": "zero"},
         ),
+        Variant(
+            rule,
+            "none-decays",
+            "rule-none-grad",
+            "decays parameters whose gradient is None",
+            "skips them",
+            "skip parameters whose grad is None, weight decay and all",
+            {"none_grad": "decay"},
+        ),
     )
 
 

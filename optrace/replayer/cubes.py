@@ -90,7 +90,7 @@ def cubes(
         low = high + 1
         keep = (cube.steps >= (1 if first is None else first)) & (cube.steps <= (high if last is None else last))
         if keep.any():
-            yield _cut(cube, keep)
+            yield cut(cube, keep)
         if last is not None and high >= last:
             return
 
@@ -161,17 +161,37 @@ def _carry(cube: Cube, last_values: dict[str, Floats], last_there: dict[str, Fla
         last_values[quantity], last_there[quantity] = value, exists
 
 
-def _cut(cube: Cube, keep: Flags) -> Cube:
-    def cut(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def cut(cube: Cube, keep: Flags) -> Cube:
+    """The steps of a cube that `keep` marks, [steps]."""
+
+    def part(arrays: Mapping[str, Any]) -> dict[str, Any]:
         return {name: array[keep] for name, array in arrays.items()}
 
     return Cube(
         cube.steps[keep],
         cube.members,
-        cut(cube.values),
-        cut(cube.there),
-        cut(cube.rows),
-        cut(cube.before),
-        cut(cube.known_before),
+        part(cube.values),
+        part(cube.there),
+        part(cube.rows),
+        part(cube.before),
+        part(cube.known_before),
         cube.dtypes,
+    )
+
+
+def renamed(cube: Cube, names: Mapping[str, str]) -> Cube:
+    """The cube with quantities under other names (`state.velocity` -> `state.momentum_buffer`), sharing its arrays."""
+
+    def of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): array for name, array in arrays.items()}
+
+    return Cube(
+        cube.steps,
+        cube.members,
+        of(cube.values),
+        of(cube.there),
+        of(cube.rows),
+        of(cube.before),
+        of(cube.known_before),
+        of(cube.dtypes),
     )

@@ -40,6 +40,8 @@ GRADS = [
     np.array(g) * s for s, g in zip([1, 3, 0.01, 0.1, 2, 1], np.random.default_rng(5).normal(size=(6, 9)), strict=True)
 ]
 
+NONE_GRAD = {"none-as-zero", "none-decays"}
+"""Mistakes that show only where a gradient is None."""
 RATES = [1, 1, 0.5, 0.5, 2, 2]
 
 
@@ -78,7 +80,7 @@ def test_without_a_switch_a_family_is_torch(rule, options):
 
 @pytest.mark.parametrize("rule", sorted(VARIANTS))
 def test_each_variant_differs_from_torch_and_from_the_others_under_some_options(rule):
-    unseen = {v.name for v in VARIANTS[rule]} - {"none-as-zero"}
+    unseen = {v.name for v in VARIANTS[rule]} - NONE_GRAD
     signatures = {}
     for options in OPTIONS[rule]:
         expected, hyper = torch_run(rule, options)
@@ -89,7 +91,7 @@ def test_each_variant_differs_from_torch_and_from_the_others_under_some_options(
                 unseen.discard(variant.name)
             signatures.setdefault(variant.name, []).append(out.tobytes())
     assert not unseen
-    names = [n for n in signatures if n != "none-as-zero"]
+    names = [n for n in signatures if n not in NONE_GRAD]
     assert len({tuple(signatures[n]) for n in names}) == len(names)
 
 
@@ -98,6 +100,14 @@ def test_none_as_zero_moves_what_torch_skips():
     hyper = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "dampening": 0, "nesterov": False, "maximize": False}
     p, _ = variant.step(np.ones(3), None, {}, hyper)
     assert (p == 0.99).all()
+
+
+def test_none_decays_shrinks_what_torch_skips_and_leaves_its_state():
+    variant = next(v for v in VARIANTS["adamw"] if v.name == "none-decays")
+    state = {"step": np.float32(3), "exp_avg": np.ones(3), "exp_avg_sq": np.ones(3)}
+    p, after = variant.step(np.ones(3), None, state, {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 0})
+    np.testing.assert_allclose(p, 0.99, rtol=1e-15)
+    assert after == state
 
 
 def test_words_hold_the_options_numbers():

@@ -1,0 +1,1 @@
+"""Why two traces part: families of causes, each asked what it can prove from the record."""

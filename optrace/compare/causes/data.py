@@ -1,0 +1,132 @@
+"""What gradients are computed from: the batches, their order, the random state; else model and kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from optrace.compare.causes.case import Case
+from optrace.compare.causes.cause import Cause
+from optrace.compare.causes.gradients import gradients_at
+from optrace.compare.words import count_words
+
+
+def upstream(case: Case) -> Iterator[Cause]:
+    """The cause of unequal gradients from equal parameters, by what the table `steps` tells."""
+    first = case.first
+    assert first is not None
+    step = first.step
+    batches, generators = ([case.column(name, side) for side in (0, 1)] for name in ("batch", "rng"))
+    equal_before = [s for s in case.steps if s < step]
+    differ = _differs(batches, step)
+    blameless = any(_differs(batches, s) for s in equal_before)
+    if differ and not blameless:
+        yield _batches(case, step, batches)
+        return
+    if _differs(generators, step) and not any(_differs(generators, s) for s in equal_before) and differ is False:
+        yield Cause(
+            "rng",
+            f"the random state differs when step {step} goes backward, the batches are the same: dropout or another"
+            " random layer draws other numbers",
+            "seed both alike (torch.manual_seed, and the device's generator) right before training, and draw nothing"
+            " from that generator in one of them alone",
+            (f"fingerprint of the generators at step {step} differs; equal parameters and batches",),
+            steps=(step, max(case.steps)),
+        )
+        return
+    yield _unknown(case, step, differ, _differs(generators, step))
+
+
+def batches_apart(case: Case) -> Iterator[Cause]:
+    """Batches that differ, as a cause beside another."""
+    batches = [case.column("batch", side) for side in (0, 1)]
+    unequal = [s for s in case.steps if _differs(batches, s)]
+    if unequal:
+        yield _batches(case, unequal[0], batches)
+
+
+def _differs(sides: list[dict[int, int]], step: int) -> bool | None:
+    """Whether a fingerprint differs at a step; None where a side does not tell it."""
+    a, b = (side.get(step) for side in sides)
+    return None if a is None or b is None else a != b
+
+
+def _batches(case: Case, step: int, batches: list[dict[int, int]]) -> Cause:
+    a, b = batches
+    later = [s for s in case.steps if s >= step and s in b and s in a]
+    known = set(a.values())
+    found = [s for s in later if b[s] in known]
+    last = max(case.steps)
+    if found and (len(found) >= max(1, len(later) // 2)):
+        where = {batch: s for s, batch in reversed(list(a.items()))}
+        example = where[b[found[0]]]
+        repeated = example < step or any(where[b[s]] < min(a, default=1) + step - 1 for s in found[:1])
+        lag = {s - where[b[s]] for s in found}
+        words = (
+            f"{{B}} goes through batches again: at step {found[0]} it has the batch that {{A}} had at step {example}"
+            if repeated
+            else f"{{B}} has the batches of {{A}} in another order: at step {found[0]} that of step {example}"
+        )
+        fix = (
+            "in {B} skip the batches that were used before the resume (a stateful sampler, skip_first_batches), and"
+            " restore the sampler's seed and epoch"
+            if repeated
+            else "in {B} give the loader's generator or sampler the same seed, and call set_epoch in both"
+        )
+        evidence = [
+            f"{len(found)} of {count_words(len(later), 'batch').replace('batchs', 'batches')} since step {step} of {{B}} occur in {{A}}"
+        ]
+        if len(lag) == 1 and (k := lag.pop()):
+            evidence.append(f"each {abs(k)} steps {'later' if k > 0 else 'earlier'} than in {{A}}")
+        return Cause("data-order", words, fix, tuple(evidence), steps=(step, last))
+    return Cause(
+        "data-content",
+        f"the batches differ since step {step}, and those of {{B}} do not occur in {{A}}",
+        "compare the data sets, the preprocessing (tokenizer, augmentation, dtype) and the batch sizes of the two",
+        (
+            f"none of {{B}}'s {len(later)} batches since step {step} is among the {len(known)} of {{A}}"
+            if not found
+            else f"{len(found)} of {{B}}'s {len(later)} batches since step {step} occur in {{A}}",
+        ),
+        steps=(step, last),
+    )
+
+
+def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cause:
+    told = []
+    told.append(
+        "the batches are the same"
+        if batch is False
+        else "the batches are not known (no DataLoader was seen)"
+        if batch is None
+        else "the batches are numbered otherwise, but that made no difference before"
+    )
+    if rng is False:
+        told.append("so is the random state" if batch is False else "the random state is the same")
+    elif rng:
+        told.append(
+            "the random state differs, as it did before without effect" if step > 1 else "the random state differs"
+        )
+    losses = [case.column("loss", side).get(step) for side in (0, 1)]
+    if None not in losses:
+        same = losses[0] == losses[1]
+        told.append(
+            f"the loss of step {step} is {'equal on both sides: look at the backward pass' if same else 'other, too: look at the forward pass'}"
+        )
+    backwards = [case.column("n_backward", side).get(step) for side in (0, 1)]
+    if None not in backwards and backwards[0] != backwards[1]:
+        told.append(f"backward passes: {backwards[0]:g} in {{A}}, {backwards[1]:g} in {{B}}")
+    found = gradients_at(case, step)
+    unequal = [n for n, x, y in zip(found.names, found.a, found.b, strict=True) if x.fingerprint != y.fingerprint]
+    told.append(f"{len(unequal)} of {count_words(len(found.names), 'gradient')} differ")
+    words = "the gradients differ from equal parameters"
+    if batch is False:
+        words += " and batches"
+    return Cause(
+        "grad-upstream",
+        f"{words} at step {step}: the cause lies before the optimizer, in data, model, loss or kernels",
+        "compare the loss, its reduction over micro-batches and tokens, and the model's modes (train or eval);"
+        + (" load the data through a DataLoader, or" if batch is None else "")
+        + " record with --micro to see each backward pass",
+        tuple(told),
+        steps=(step, max(case.steps)),
+    )

@@ -1,0 +1,108 @@
+"""Variants with a number of their own: betas, momentum or eps that a rule uses instead of what its group says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optrace.compare.causes.replays import Recorded
+from optrace.reference.rule import Rule
+from optrace.reference.variants import Variant
+from optrace.replayer.cubes import Cube, renamed
+
+_STEPS = 6
+
+
+def fitted_variants(record: Recorded, rule: Rule) -> Iterator[tuple[Variant, Mapping[str, Any]]]:
+    """Variants of a rule whose numbers were estimated from the first recorded steps, and the options they use."""
+    names = record.names_for(rule.state_keys)
+    if names is None:
+        return
+    cube = next(record.stretches(), None)
+    if cube is None:
+        return
+    cube = renamed(cube, names)
+    options = record.groups_for(rule.name)
+    if rule.name in ("adam", "adamw"):
+        yield from _betas(rule, cube, options)
+    elif rule.name == "sgd":
+        yield from _momentum(rule, cube, options)
+    elif rule.name == "rmsprop":
+        value = _share(cube, "square_avg", square=True)
+        if value is not None:
+            yield _variant(rule, "alpha-other", "alpha", value), {"alpha": value}
+
+
+def _betas(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tuple[Variant, Mapping[str, Any]]]:
+    told = next((o["betas"] for groups in options.values() for o in groups.values()), (0.9, 0.999))
+    first, second = _share(cube, "exp_avg", square=False), _share(cube, "exp_avg_sq", square=True)
+    used = tuple(own if own is not None else float(beta) for own, beta in zip((first, second), told, strict=True))
+    if max(abs(u - t) for u, t in zip(used, told, strict=True)) > 1e-6:
+        yield _variant(rule, "betas-other", "betas", used), {"betas": used}
+
+
+def _momentum(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tuple[Variant, Mapping[str, Any]]]:
+    told = next((o["momentum"] for groups in options.values() for o in groups.values()), 0.0)
+    x, y, z = _columns(cube, "momentum_buffer")
+    if len(x) < 4:
+        return
+    try:
+        solution, *_ = np.linalg.lstsq(np.stack([x, z], axis=1), y, rcond=None)
+    except np.linalg.LinAlgError:
+        return
+    mu, share = (_tidy(float(number)) for number in solution)
+    if abs(share - 1) < 1e-5 and abs(mu - told) > 1e-6:
+        yield _variant(rule, "momentum-other", "momentum", mu), {"momentum": mu}
+
+
+def _share(cube: Cube, key: str, *, square: bool) -> float | None:
+    """Beta of state' = beta*state + (1 - beta)*x with x the gradient or its square, if one fits all elements."""
+    old, new, grad = _columns(cube, key)
+    x = grad * grad if square else grad
+    with np.errstate(all="ignore"):
+        share = (new - x) / (old - x)
+        weight = np.abs(old - x) > 1e-3 * np.maximum(np.abs(new), np.abs(x))
+    share = share[np.isfinite(share) & weight]
+    if len(share) < 3:
+        return None
+    middle = float(np.median(share))
+    return _tidy(middle) if np.quantile(np.abs(share - middle), 0.9) < 1e-4 else None
+
+
+def _columns(cube: Cube, key: str) -> tuple[NDArray[np.float64], ...]:
+    """State before, state after and gradient of all sampled elements of the first steps, flat."""
+    quantity = f"state.{key}"
+    if quantity not in cube.values or "grad" not in cube.values:
+        return np.empty(0), np.empty(0), np.empty(0)
+    old, new = cube.before[quantity][:_STEPS], cube.values[quantity][:_STEPS]
+    old = np.where(cube.known_before[quantity][:_STEPS][:, :, None], old, 0.0)
+    grad = cube.values["grad"][:_STEPS]
+    there = np.isfinite(old) & np.isfinite(new) & np.isfinite(grad)
+    return old[there], new[there], grad[there]
+
+
+def _tidy(number: float) -> float:
+    """The shortest decimal within the estimate's error."""
+    for digits in range(1, 7):
+        short = round(number, digits)
+        if abs(short - number) < 2e-6:
+            return short
+    return number
+
+
+def _variant(rule: Rule, name: str, option: str, value: Any) -> Variant:
+    shown = f"({', '.join(f'{v:.10g}' for v in value)})" if isinstance(value, tuple) else f"{value:.10g}"
+    code = "rule-momentum-form" if option == "momentum" else "rule-betas"
+    template = "({beta1}, {beta2})" if option == "betas" else f"{{{option}}}"
+    return Variant(
+        rule.name,
+        name,
+        code,
+        f"uses {option} {shown}, whatever its groups say",
+        f"uses the groups' {option}, {template}",
+        f"use the groups' {option}",
+        {},
+    )

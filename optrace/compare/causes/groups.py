@@ -1,0 +1,154 @@
+"""Hyper-parameters other than lr, and which parameter is in which group or in none."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from optrace.compare.causes.case import Case, few
+from optrace.compare.causes.cause import Cause
+from optrace.compare.hyper import MISSING, HyperDifference
+from optrace.compare.words import count_words, value_words
+
+Link = tuple[int, int]
+LR_NAMES = ("lr", "learning_rate", "eta")
+
+
+def moved_links(case: Case, pair: int) -> dict[Link, str]:
+    """Links (group of A, of B) that exist because parameters sit in another group; with the option that tells.
+
+    A link is a move when B's group also holds parameters of another group of A whose options it shares, so that the
+    parameters of this link are the ones that came from elsewhere.
+    """
+    links = Counter((cell.group_a, cell.group_b) for _, cell in case.cells(pair))
+    unequal: dict[Link, set[str]] = defaultdict(set)
+    for found in case.hyper.differences.values():
+        if found.pair == pair and found.decides:
+            unequal[found.group_a, found.group_b].add(found.key)
+    moved = {}
+    for link, keys in unequal.items():
+        partners_b = [other for other in links if other[1] == link[1] and other != link]
+        partners_a = [other for other in links if other[0] == link[0] and other != link]
+        for key in sorted(keys):
+            shared = any(key not in unequal.get(other, ()) for other in partners_b)
+            stayed = any(key not in unequal.get(other, ()) for other in partners_a)
+            if shared and (stayed or not partners_a):
+                moved[link] = key
+                break
+    return moved
+
+
+def membership(case: Case) -> Iterator[Cause]:
+    """Parameters that are in a group with other options than in A."""
+    for pair in range(len(case.matching.pairs)):
+        for link, key in moved_links(case, pair).items():
+            found = _difference(case, pair, link, key)
+            params = [cell.param_a for _, cell in case.cells(pair) if (cell.group_a, cell.group_b) == link]
+            a, b = value_words(found.a), value_words(found.b)
+            yield Cause(
+                "group-membership",
+                f"{few(params)} {'is' if len(params) == 1 else 'are'} in the group with {key} {b} in {{B}},"
+                f" in the one with {a} in {{A}}",
+                f"in {{B}} put {'it' if len(params) == 1 else 'them'} into the group with {key}={a}",
+                (
+                    f"group {link[1]} of {{B}} has the {key} of the rest of its parameters in {{A}};"
+                    f" {count_words(len(params), 'parameter')} of group {link[0]} of {{A}} came into it",
+                ),
+                steps=(found.step, found.step + found.count - 1),
+                params=tuple(params),
+            )
+
+
+def missing_params(case: Case) -> Iterator[Cause]:
+    """Parameters that one side's optimizer does not hold."""
+    for side, words in enumerate((case.matching.only_in_a, case.matching.only_in_b)):
+        params = [word.partition(" ")[2] for word in words if word.startswith("param ")]
+        if not params:
+            continue
+        has, lacks = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
+        verb = "is" if len(params) == 1 else "are"
+        yield Cause(
+            "param-missing",
+            f"{few(params)} {verb} in no optimizer of {lacks} that was compared, and in one of {has}",
+            f"give {'it' if len(params) == 1 else 'them'} to the optimizer of {lacks}"
+            " (all parameters that require grad, after the model has its final modules)",
+            (f"{has} holds {count_words(len(params), 'parameter')} more",),
+            params=tuple(params),
+        )
+
+
+def options(case: Case) -> Iterator[Cause]:
+    """Other hyper-parameters, one cause an option over all groups."""
+    by_key: dict[str, list[HyperDifference]] = defaultdict(list)
+    for found in case.hyper.differences.values():
+        if not found.decides or found.key in LR_NAMES or found.a is MISSING or found.b is MISSING:
+            continue
+        if (found.group_a, found.group_b) not in moved_links(case, found.pair):
+            by_key[found.key.partition(".")[0]].append(found)
+    for key, several in by_key.items():
+        several.sort(key=lambda found: (found.step, found.group_a))
+        yield _option(case, key, several)
+
+
+def lacking(case: Case) -> Iterator[HyperDifference]:
+    """Options that one side's groups do not have at all, and that are not neutral on the other."""
+    for found in case.hyper.differences.values():
+        if found.decides and (found.a is MISSING or found.b is MISSING):
+            yield found
+
+
+def lacking_option(found: HyperDifference) -> Cause:
+    """The cause for an option that one side does not have, where no replay says what it does instead."""
+    has, lacks = ("{A}", "{B}") if found.b is MISSING else ("{B}", "{A}")
+    value = value_words(found.a if found.b is MISSING else found.b)
+    return Cause(
+        "group-option",
+        f"{found.key} is {value} in {has}; {lacks} has no such option",
+        f"in {lacks} use {found.key}={value}, or record it as an option of the group",
+        (f"groups {found.group_a} and {found.group_b}, since step {found.step}",),
+        steps=(found.step, found.step + found.count - 1),
+    )
+
+
+def _option(case: Case, key: str, several: list[HyperDifference]) -> Cause:
+    first = several[0]
+    whole = [found for found in several if (found.pair, found.group_a) == (first.pair, first.group_a)]
+    a = ", ".join(value_words(found.a) for found in sorted(whole, key=lambda found: found.key))
+    b = ", ".join(value_words(found.b) for found in sorted(whole, key=lambda found: found.key))
+    names = ", ".join(sorted(found.key for found in whole))
+    groups = sorted({found.group_a for found in several})
+    where = f"group {groups[0]}" if len(groups) == 1 else f"groups {', '.join(map(str, groups))}"
+    n_groups = len({cell.group_a for _, cell in case.cells(first.pair)})
+    where = "" if len(groups) == n_groups == 1 else f" of {where}"
+    since = "" if first.step <= min(case.steps, default=1) else f" since step {first.step}"
+    evidence = [f"differs at {count_words(first.count, 'step')}, first at step {first.step}"]
+    schedulers = _writers(case, key)
+    if schedulers:
+        evidence.append(f"{schedulers} steps in {{B}} and writes {key} into the groups (cycle_momentum)")
+        fix = f"in {{B}} build {schedulers} with cycle_momentum=False, or do so in both"
+    else:
+        fix = f"in {{B}} set {names} to {a}{where}"
+    return Cause(
+        "group-option",
+        f"{names}{where} is {b} in {{B}}, {a} in {{A}}{since}",
+        fix,
+        tuple(evidence),
+        steps=(first.step, max(found.step + found.count - 1 for found in several)),
+        params=tuple(cell.param_a for _, cell in case.cells(first.pair) if cell.group_a in groups),
+    )
+
+
+def _writers(case: Case, key: str) -> str:
+    """A scheduler of B that is known to write momentum or betas, when B's value changes and A's does not."""
+    if key not in ("momentum", "betas"):
+        return ""
+    classes = [{e.data.get("class") for e in events if e.kind == "scheduler_step"} for events in case.events]
+    return next((name for name in ("OneCycleLR", "CyclicLR") if name in classes[1] - classes[0]), "")
+
+
+def _difference(case: Case, pair: int, link: Link, key: str) -> HyperDifference:
+    return next(
+        found
+        for found in case.hyper.differences.values()
+        if found.decides and (found.pair, found.group_a, found.group_b, found.key) == (pair, *link, key)
+    )
