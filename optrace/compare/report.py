@@ -134,6 +134,8 @@ class DiffReport:
     next: str
     """A command that shows more."""
     extent: Extent
+    resume: tuple[str, ...] = ()
+    """Where B continues A: what it took over and what it lost, in words; in JSON among the notes."""
 
     @property
     def same(self) -> bool:
@@ -165,7 +167,7 @@ class DiffReport:
             "only_in_a": list(self.only_in_a),
             "only_in_b": list(self.only_in_b),
             "provenance": [{"key": d.key, "a": d.a, "b": d.b} for d in self.provenance],
-            "notes": list(self.notes),
+            "notes": [*self.notes, *(f"resume: {line}" for line in self.resume)],
         }
 
     def to_json(self, indent: int | None = None) -> str:

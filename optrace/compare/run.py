@@ -23,6 +23,7 @@ from optrace.compare.names import Renaming
 from optrace.compare.origin import compare_origins
 from optrace.compare.presence import Presence
 from optrace.compare.report import DiffReport, Divergence, Extent, Lane
+from optrace.compare.resume import resume_table, resume_words
 from optrace.compare.sameness import what_is_same
 from optrace.compare.source import Source, TraceLike, distinct_names, open_source
 from optrace.compare.state_names import match_state
@@ -174,6 +175,7 @@ class _Comparison:
                 hyper=self.hyper.compared,
                 optimizers=tuple((pair.a, pair.class_a) for pair in self.matching.pairs),
             ),
+            resume=tuple(self._named(line) for line in self._resume()),
         )
 
     def _causes(
@@ -202,6 +204,12 @@ class _Comparison:
             within_tolerance=walk.tolerance.first is None,
         )
         return explain(case, same=same)
+
+    def _resume(self) -> list[str]:
+        """What B took over where it continues A."""
+        if not (self.a.recorded and self.b.recorded):
+            return []
+        return resume_words(resume_table(self.a, self.b, self.matching, tuple(self.alignment.offsets)))
 
     def _refuse_unused_rules(self) -> None:
         names_a = {cell.param_a for cell in self.matching.cells} | self.hyper.names_a | self.numbering.names_a

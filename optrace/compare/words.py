@@ -118,6 +118,7 @@ def _lines(report: DiffReport) -> Lines:
         lines.append(("noise", _noise(report)))
     if report.matched:
         lines.append(("same", ", ".join(report.matched)))
+    lines += _listed("resume", list(report.resume))
     lines += _listed("notes", list(report.notes))
     if report.provenance:
         lines += _listed("differs", [_difference(d.key, d.a, d.b) for d in report.provenance[:8]])
