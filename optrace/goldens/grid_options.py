@@ -156,7 +156,7 @@ RICH: dict[str, dict[str, Any]] = {
     "asgd": {"lr": 0.05, "lambd": 0.1, "t0": 4},
     "rprop": {"lr": 0.01},
     "sparseadam": {"lr": 0.01},
-    "muon": {"lr": 0.1, "weight_decay": 2.0},
+    "muon": {"lr": 0.1, "weight_decay": 2.0, "ns_steps": 2},
 }
 """Options of the cases about shapes, groups, resume and edits, where the plain ones would hide a mistake."""
 

@@ -14,9 +14,9 @@ its own size: always upwards, always downwards, and in random directions. The la
 run, and STEP once more for the golden's own error, is what a correct implementation may claim: `tolerance_free` for
 parameters, `tolerance_state` for state. Nothing in it was measured on an implementation. An exact zero stays one.
 State scalars that torch keeps in float32 (`mu_product` of NAdam, `eta` and `mu` of ASGD) are disturbed in eps of
-float32, in float64 cases too: an implementation that keeps them in double is as good as torch's. Muon's matrix
-products are bfloat16, and its iteration multiplies small singular values by hundreds: what enters it is disturbed by
-STEP eps of bfloat16, element by element.
+float32, in float64 cases too: an implementation that keeps them in double is as good as torch's. Muon iterates
+in bfloat16 and multiplies small singular values by hundreds on the way: every operation in there is disturbed by up to
+one eps of bfloat16, at random.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import numpy as np
 from optrace.goldens.drive import Array, State, drive, with_outputs
 from optrace.goldens.format import Golden
 from optrace.goldens.rule_driver import PureStep, RuleDriver
+from optrace.goldens.tolerance_muon import astray
 from optrace.reference.arithmetic import rounding
 from optrace.reference.rule import RULES
 
 STEP = 4.0
 """Eps of the scale that a correct implementation may be off after one step."""
-BFLOAT16_EPS = 2.0**-7
 DRAWS = 6
 
 
@@ -131,9 +131,8 @@ def _disturbed(step: PureStep, rule: str, draw: int) -> PureStep:
         new, entries = step(param, grad, state, hyper)
         if grad is None:
             return new, entries
-        if rule == "muon":  # what enters its matrix products is rounded to bfloat16: gradient and momentum alike
-            rough = (1 + STEP * BFLOAT16_EPS * rng.uniform(-1.0, 1.0, param.shape)).astype(param.dtype)
-            new, _ = step(param, grad * rough, {key: value * rough for key, value in state.items()}, hyper)
+        if rule == "muon":
+            new = np.asarray(new - astray(grad, entries, hyper, rng)).astype(param.dtype)
         kept = {
             key: value if key == "step" else shaken(state.get(key, 0.0), np.asarray(value))
             for key, value in entries.items()
