@@ -26,7 +26,9 @@ class Errors:
     raw: Floats
     """Error in eps of its scale; a lower bound unless the evidence is values."""
     net: Floats
-    """The same less what atol and rtol allow."""
+    """`step` less what atol and rtol allow: what is judged."""
+    step: Floats
+    """`raw` less, for state, the difference that it had before the step."""
     evidence: NDArray[np.int8]
     slot: Ints
     """Where in the sample the error is largest; -1 when it comes from statistics."""
@@ -124,10 +126,14 @@ def judge(
 
     valid = _valid(sample_a, stat_a) & _valid(sample_b, stat_b)
     raw, net = element_errors(sample_a, sample_b, magnitude, rms, eps, tiny, tolerance)
-    raw, net = np.where(valid, raw, -1.0), np.where(valid, net, -1.0)
+    brought = np.where(context.is_state[:, None], np.abs(from_a.old - from_b.old), np.nan)
+    brought, _ = element_errors(np.zeros_like(brought), brought, magnitude, rms, eps, tiny, tolerance)
+    brought = np.where(np.isfinite(brought), brought, 0.0)
+    step, net = np.maximum(raw - brought, 0.0), np.maximum(net - brought, 0.0)
+    raw, net, step = (np.where(valid, errors, -1.0) for errors in (raw, net, step))
     slot = np.argmax(raw, axis=1)
     each = np.arange(len(s))
-    sampled, sampled_net = raw[each, slot], net.max(axis=1)
+    sampled, sampled_net, sampled_step = raw[each, slot], net.max(axis=1), step.max(axis=1)
     with_samples = valid.any(axis=1)
     whole = with_samples & (stat_a.numel <= SLOTS) & (valid.sum(axis=1) == stat_a.numel)
 
@@ -135,15 +141,16 @@ def judge(
         stat_a, stat_b, from_a.statistics, from_b.statistics, rms, eps, tiny, tolerance
     )
     by_statistics = ~whole & (bound > np.maximum(sampled, 0.0))
-    best, best_net = np.maximum(sampled, 0.0), np.maximum(sampled_net, 0.0)
+    best, best_net, best_step = (np.maximum(errors, 0.0) for errors in (sampled, sampled_net, sampled_step))
     best = np.where(whole, best, np.maximum(best, bound))
     best_net = np.where(whole, best_net, np.maximum(best_net, bound_net))
+    best_step = np.where(whole, best_step, np.maximum(best_step, bound))
     evidence = np.where(whole, VALUES, np.where(with_samples & ~by_statistics, SAMPLES, STATISTICS)).astype(np.int8)
 
     there_a = grid.rows_a.columns["present"][at_a]
     there_b = grid.rows_b.columns["present"][at_b]
     kind = np.where(there_a != there_b, NONE, np.where(stat_a.numel != stat_b.numel, SHAPE, VALUE)).astype(np.int8)
-    best, best_net = np.where(kind != VALUE, np.inf, best), np.where(kind != VALUE, np.inf, best_net)
+    best, best_net, best_step = (np.where(kind != VALUE, np.inf, errors) for errors in (best, best_net, best_step))
     slot = np.where(with_samples & (kind == VALUE) & (evidence != STATISTICS), slot, -1)
     evidence = np.where(kind != VALUE, VALUES, evidence).astype(np.int8)
     shown_a = np.where(slot >= 0, sample_a[each, slot], np.nan)
@@ -152,6 +159,7 @@ def judge(
     return Errors(
         best,
         best_net,
+        best_step,
         evidence,
         slot,
         shown_a,
@@ -173,6 +181,8 @@ def _valid(sample: Floats, statistics: Statistics) -> NDArray[np.bool_]:
 class _Scale:
     magnitude: Floats
     """max(|own|, |old|) of each slot, [n, 16]; of the parameter for an update."""
+    old: Floats
+    """Value before the step, [n, 16]; NaN where it is not known."""
     rms: Floats
     statistics: Statistics
 
@@ -186,6 +196,7 @@ class _Context:
         self.is_update = names == "update"
         self.is_param = np.isin(names, ("param", "param_in"))
         self.is_grad = names == "grad"
+        self.is_state = np.array([name.startswith(("state.", "group.")) for name in names], bool)
         after = {name: grid.number(after_name(name)) for name in grid.names}
         self.after = np.array([after[name] if after[name] is not None else -1 for name in names], np.int64)
         self.is_before = np.array([name.partition(".")[0].endswith("_in") for name in names], bool)
@@ -222,7 +233,7 @@ class _Context:
             rms = np.where((other < 0) & self.is_param, 0.0, rms)  # start values: no step has changed them
             rms = np.where(update >= 0, body.number("l2", update) / root, rms)
             rms = np.where(self.is_grad, body.number("l2", own) / root, rms)
-        return _Scale(magnitude, rms, body.statistics(base))
+        return _Scale(magnitude, old, rms, body.statistics(base))
 
 
 def _formats(

@@ -105,14 +105,12 @@ def trace_inputs(
     result = np.zeros(shape)
     for number, name in enumerate(grid.names):
         rank = rank_of(name)
-        if rank in (UPDATE_RANK, STATE_RANK):
+        if rank == UPDATE_RANK or (rank in (STATE_RANK, PARAM_RANK) and update is None):
             result[:, :, number] = element
-        elif rank == PARAM_RANK:
-            result[:, :, number] = element
-            if update is not None:
-                there = both[:, :, update]
-                through = np.where(hyper, np.inf, np.maximum(param_before, errors[:, :, update]))
-                result[:, :, number] = np.where(there, np.maximum(through, element), element)
+        elif rank == STATE_RANK:  # a few rules keep averages of what they have just changed
+            result[:, :, number] = np.maximum(element, errors[:, :, update])
+        elif rank == PARAM_RANK:  # it is what it was before and the update, which is judged by itself
+            result[:, :, number] = np.where(both[:, :, update], np.inf, element)
         elif rank == GRAD_RANK:
             result[:, :, number] = _upstream(grid, errors, param_before, pair_of, time, carry)
         else:

@@ -160,7 +160,7 @@ class _Judgement:
             self.widened = (1 + self.inputs) * gap
             self.granted = np.array(roundings)[self.q] * self.widened
         self.plain = np.array(roundings)[self.q]
-        self.net, self.raw = found.net.copy(), found.raw.copy()
+        self.net, self.raw, self.step = found.net.copy(), found.raw.copy(), found.step.copy()
         self.evidence = found.evidence.copy()
 
     def take(self) -> None:
@@ -197,7 +197,8 @@ class _Judgement:
                 walk.side_a, walk.side_b, walk.numbering, grid, self.s[row], self.c[row], self.q[row], walk.wanted
             )
             if whole is not None:
-                self.raw[row], self.net[row], self.evidence[row] = whole.raw, whole.net, evidence.VALUES
+                self.raw[row], self.net[row], self.step[row] = whole.raw, whole.net, whole.step
+                self.evidence[row] = evidence.VALUES
 
     def _orders(self) -> tuple[Floats, Ints, Ints]:
         return self.time[self.s, self.pair_of[self.c]], self.rank, self.c
@@ -215,7 +216,7 @@ class _Judgement:
         walk, tally = self.walk, self.walk.tolerance
         judged = np.isfinite(self.inputs)
         with np.errstate(invalid="ignore", divide="ignore"):
-            single = np.where(judged, self.raw / self.widened, 0.0)
+            single = np.where(judged, self.step / self.widened, 0.0)
             single_net = np.where(judged, self.net / self.widened, 0.0)
         tally.max_eps = max(tally.max_eps, float(single.max(initial=0.0)))
         tally.would_pass = max(tally.would_pass, float(single_net.max(initial=0.0)))

@@ -20,6 +20,7 @@ class WholeErrors:
 
     raw: float
     net: float
+    step: float
     flat: int
     """Its row-major index."""
     a: float
@@ -43,10 +44,10 @@ def judge_whole(
     name = grid.names[int(q)]
     cell = numbering.cells[int(c)]
     pair = numbering.matching.pairs[cell.pair]
-    step = int(grid.steps[int(s)])
+    number = int(grid.steps[int(s)])
     loads = []
     for side, optimizer, param in ((side_a, pair.a, cell.param_a), (side_b, pair.b, cell.param_b)):
-        own_step = step - side.offsets[cell.pair]
+        own_step = number - side.offsets[cell.pair]
         loads.append(_Loader(side, optimizer, param, own_step, numbering))
     one, other = (load.tensor(name) for load in loads)
     if one is None or other is None or one.shape != other.shape or not one.size:
@@ -61,8 +62,17 @@ def judge_whole(
     raw, net = element_errors(
         one[None], other[None], magnitude[None], np.array([rms]), np.array([eps]), np.array([tiny]), tolerance
     )
+    step = raw
+    olds = [load.before(name) if name.startswith("state.") else None for load in loads]
+    if olds[0] is not None and olds[1] is not None and olds[0].shape == olds[1].shape == one.shape:
+        limits = magnitude[None], np.array([rms]), np.array([eps]), np.array([tiny]), tolerance
+        brought, _ = element_errors(olds[0][None], olds[1][None], *limits)
+        brought = np.where(np.isfinite(brought), brought, 0.0)
+        step, net = np.maximum(raw - brought, 0.0), np.maximum(net - brought, 0.0)
     worst = int(np.argmax(raw[0]))
-    return WholeErrors(float(raw[0, worst]), float(net[0].max()), worst, float(one[worst]), float(other[worst]))
+    return WholeErrors(
+        float(raw[0, worst]), float(net[0].max()), float(step[0].max()), worst, float(one[worst]), float(other[worst])
+    )
 
 
 class _Loader:
@@ -107,13 +117,16 @@ class _Loader:
             update = own
         if after is None:
             return np.abs(own), _rms(own if update is None else update)
-        before = self.tensor(_before(base))
-        if before is None:
-            before = after - update if update is not None else self.tensor(base, self.step - 1)
+        before = after - update if update is not None else self.before(base)
         if before is None:
             return np.fmax(np.abs(after), np.abs(own) if name != "update" else 0.0), _rms(update)
         change = update if update is not None else after - before
         return np.fmax(np.abs(after), np.abs(before)), _rms(change)
+
+    def before(self, base: str) -> Floats | None:
+        """A quantity's elements before the step; None where they are not stored."""
+        told = self.tensor(_before(base))
+        return told if told is not None else self.tensor(base, self.step - 1)
 
     def _own(self, name: str) -> str:
         if self.side.is_a or name not in self.numbering.quantities:

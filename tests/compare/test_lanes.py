@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hand_made import ENVIRONMENT, adamw, sgd
+from hand_made import ENVIRONMENT, TorchHand, adamw, sgd
 
 from optrace.compare.run import diff
 from optrace.trace.fingerprint import sample_indices
@@ -84,6 +84,38 @@ def test_torchs_implementations_are_the_same_within_tolerance(runs, dtype, maker
     report = diff(runs("a", maker(foreach=False), dtype=dtype, steps=30), b)
     assert report.same, str(report)
     assert report.tolerance.max_eps < 4
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "dtype"),
+    [
+        (torch.optim.RMSprop, {"centered": True}, torch.float16),
+        (torch.optim.RMSprop, {"momentum": 0.9}, torch.bfloat16),
+        (torch.optim.ASGD, {"lambd": 0.1, "weight_decay": 0.1}, torch.float32),
+        (torch.optim.ASGD, {"lambd": 0.1, "weight_decay": 0.1}, torch.bfloat16),
+        (torch.optim.Adadelta, {}, torch.float16),
+    ],
+)
+def test_rounding_that_is_brought_along_is_no_new_difference(tmp_path, optimizer, options, dtype):
+    torch.set_num_threads(1)
+
+    def record(name, foreach):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(), (7,), (64,), (13, 11), (1,)]
+        params = [torch.nn.Parameter((torch.randn(shape, generator=generator) * 0.3).to(dtype)) for shape in shapes]
+        made = optimizer(params, foreach=foreach, **options)
+        hand = TorchHand(tmp_path / name)
+        implementation = "foreach" if foreach else "for-loop"
+        hand.begin(0, made, {id(p): f"p{i}" for i, p in enumerate(params)}, implementation=implementation)
+        for _ in range(30):
+            for p in params:  # from 0.01 to 10: parameters pass through zero with what they have gathered
+                size = 10 ** (torch.rand(1, generator=generator).item() * 3 - 2)
+                p.grad = (torch.randn(p.shape, generator=generator) * size).to(dtype)
+            hand.step(0, made)
+        return str(hand.close())
+
+    report = diff(record("for-loop", False), record("foreach", True))
+    assert report.same and not report.exact.same, str(report)
 
 
 def test_fused_sgd_that_leaves_low_precision_parameters_where_they_are_is_found(runs):
@@ -188,8 +220,6 @@ def test_nan_on_one_side_is_a_difference_and_on_both_none(runs):
 
 
 def test_empty_and_scalar_parameters_are_compared(tmp_path):
-    from hand_made import TorchHand
-
     def record(name, scale, environment):
         params = [torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.empty(0, 3))]
         optimizer = torch.optim.Adam(params, lr=0.1, foreach=False)
