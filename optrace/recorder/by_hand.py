@@ -17,7 +17,7 @@ class Parameters:
 
     def __init__(self) -> None:
         """Look at all that the garbage collector knows."""
-        found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and _is_leaf(thing)]
+        found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and _is_leaf(thing)]
         self._references = [weakref.ref(tensor) for tensor in found]
         self._fingerprints = [_fingerprint(tensor) for tensor in found]
 

@@ -49,6 +49,7 @@ class Copies:
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._sizes: list[int] = []
+        self._fitted: Iterable[Found] | None = None
         self._memory: npt.NDArray[np.uint8] | None = None
         self.held = 0
         """Bytes taken."""
@@ -59,10 +60,14 @@ class Copies:
 
     def fit(self, params: Iterable[Found]) -> bool:
         """Make room for copies of `params`, as far as the budget goes; whether anything had to be changed."""
+        if params is self._fitted:
+            return False
         sizes = [size_of(param) for param in params]
+        self._fitted = params
         if sizes == self._sizes:
             return False
         self.release()
+        self._fitted = params
         offsets: list[int | None] = []
         for size in sizes:
             room = _aligned(size)
@@ -82,6 +87,7 @@ class Copies:
         """Give all room back."""
         self._budget.give_back(self.held)
         self._memory, self._sizes, self.addresses, self.held, self.missing = None, [], [], 0, 0
+        self._fitted = None
 
 
 def _aligned(count: int) -> int:

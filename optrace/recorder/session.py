@@ -38,6 +38,10 @@ _RARE = frozenset(
 )
 
 
+_PLAIN = frozenset({str, bool, int, type(None)})
+"""JSON as they are, and unable to change."""
+
+
 class StoppedAfter(SystemExit):
     """Ends the program cleanly after the step that `stop_after` named; its status is 0."""
 
@@ -504,6 +508,11 @@ def _reference(thing: Any) -> weakref.ref[Any] | None:
 
 
 def _json_of(data: dict[str, Any]) -> dict[str, Any]:
+    for value in data.values():
+        if type(value) not in _PLAIN:
+            break
+    else:
+        return data
     try:
         cleaned: dict[str, Any] = clean_json(data)
     except RecordError as error:

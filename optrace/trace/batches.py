@@ -20,6 +20,9 @@ from optrace.trace.stream import BatchTemplate
 _TEMPLATES = 256
 """Layouts kept per table; a program that goes through more of them only pays for making them again."""
 
+_LONG = 256
+"""Data of events that take more bytes are not kept for the next time."""
+
 _STATISTICS = 9
 _FIRST_STATISTIC = "mean"
 _SECOND_STATISTIC = "l1"
@@ -238,10 +241,11 @@ class EventBatches:
 
     def __init__(self) -> None:
         self._templates: dict[Any, _EventTemplate] = {}
+        self._texts: dict[bytes, bytes] = {}
 
     def fill(self, events: Sequence[Event]) -> bytearray:
         """The batch of these events (at least one), in their order."""
-        texts = [to_json(event.data).encode() if event.data else b"{}" for event in events]
+        texts = [self._text(event.data) if event.data else b"{}" for event in events]
         kinds = tuple([event.kind for event in events])
         sizes = tuple([_bucket(len(text)) for text in texts])
         template = self._templates.get((kinds, sizes))
@@ -256,6 +260,18 @@ class EventBatches:
         for text, start, size in zip(texts, template.starts, sizes, strict=True):
             message[start : start + size] = text.ljust(size)
         return message
+
+    def _text(self, data: Mapping[str, Any]) -> bytes:
+        """The data as JSON; that of events which come again and again is kept."""
+        key = _signature(data)
+        text = None if key is None else self._texts.get(key)
+        if text is None:
+            text = to_json(data).encode()
+            if key is not None and len(key) < _LONG:
+                if len(self._texts) >= _TEMPLATES:
+                    self._texts.clear()
+                self._texts[key] = text
+        return text
 
 
 class _EventTemplate:

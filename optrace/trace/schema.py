@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 FORMAT = 1
 """Format of the traces that this version writes; it reads this one and all earlier ones."""
@@ -28,8 +28,7 @@ class Column:
     nullable: bool = False
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened in a recorded process; `seq` counts them, `step` is DESIGN's (completed steps)."""
 
     seq: int
