@@ -9,7 +9,7 @@ import numpy as np
 from optrace.compare.columns import Numbering, Side
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.match import Matching
-from optrace.compare.order import HYPER_RANK, MISSING_RANK
+from optrace.compare.order import HYPER_RANK, MISSING_RANK, rank_of
 from optrace.compare.presence import Absence
 from optrace.compare.report import Divergence
 from optrace.compare.source import Source
@@ -26,6 +26,7 @@ class Facts:
 
     def __init__(self, matching: Matching, numbering: Numbering, timeline: Timeline) -> None:
         self.matching, self.numbering, self.timeline = matching, numbering, timeline
+        self._taken = set(timeline.steps[1:].tolist()) | set(timeline.steps[timeline.steps == 1].tolist())
 
     def of_hyper(self, hyper: HyperComparison) -> Iterator[Fact]:
         """Hyper-parameters that decide, one for each group and option, at the first step at which they differ."""
@@ -84,7 +85,8 @@ class Facts:
                 param=cell.param_a,
                 count=absence.count,
             )
-            yield self._fact(cell.pair, absence.step, MISSING_RANK, absence.cell, fact)
+            rank = rank_of(absence.quantity) if absence.step in self._taken else MISSING_RANK
+            yield self._fact(cell.pair, absence.step, rank, absence.cell, fact)
 
     def of_dtypes(self, a: Source, b: Source, side_a: Side, side_b: Side) -> Iterator[Fact]:
         """Parameters and state of another dtype than the other side's; between recorded runs only."""

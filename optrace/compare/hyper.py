@@ -22,7 +22,7 @@ SCHEDULER_KEYS = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr", "base_mo
 """What schedulers keep in a group for themselves; no rule reads it."""
 
 RULES_OWN = frozenset({"decoupled_weight_decay"})
-"""What says which rule a class follows: where one side lacks it, the rules are compared, not the option."""
+"""What says which rule a class follows: between two classes the rules are compared, not the option."""
 
 NEUTRAL: dict[str, float] = {
     "momentum": 0.0,
@@ -134,6 +134,10 @@ class HyperComparison:
                 names = words.setdefault((found.a is MISSING, _neutral(found.key, value)), [])
                 if text not in names:
                     names.append(text)
+            elif found.key in RULES_OWN:
+                notes.append(
+                    f"{found.key}: {found.a!r} in {{A}}, {found.b!r} in {{B}}; it says which rule the class follows"
+                )
             elif found.key in SCHEDULER_KEYS:
                 notes.append(f"{found.key}: {found.a!r} in {{A}}, {found.b!r} in {{B}}; only schedulers use it")
         for (only_in_b, neutral), names in words.items():
@@ -184,8 +188,11 @@ class HyperComparison:
         )
         name = place[3]
         decides = not (name in STRUCTURE or name in SCHEDULER_KEYS)
+        matched = self._matching.pairs[place[0]]
+        if name in RULES_OWN and matched.class_a != matched.class_b:
+            decides = False
         if decides and (a is MISSING or b is MISSING):
-            decides = name not in RULES_OWN and not _neutral(name, b if a is MISSING else a)
+            decides = not _neutral(name, b if a is MISSING else a)
         known = self.differences.get(place)
         if known is None:
             new = HyperDifference(*place, name_b, int(steps[first]), a, b, int(wrong.sum()), decides)

@@ -130,7 +130,7 @@ def _lines(report: DiffReport) -> Lines:
 
 
 def _causes(report: DiffReport) -> Iterator[tuple[str, str]]:
-    """The cause, its fix and its evidence; candidates where the record cannot decide; independent causes under `also`."""
+    """The cause, its fix and its evidence; candidates where it is not decided; independent causes under `also`."""
     for number, cause in enumerate(report.causes):
         if report.same and cause.code == "noise":
             continue

@@ -166,13 +166,6 @@ def _decays(rule: str, coupled: bool) -> tuple[Variant, ...]:
     if coupled:
         kinds += [
             ("decoupled", "rule-decay-coupling", decoupled_words, "decoupled", "add weight_decay*p to the gradient"),
-            (
-                "decay-after-momentum",
-                "rule-decay-order",
-                "adds weight decay to the direction, outside the buffer or the moments",
-                "after-momentum",
-                "add weight_decay*p to the gradient before it enters the buffer",
-            ),
         ]
     else:
         kinds += [

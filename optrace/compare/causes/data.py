@@ -72,9 +72,7 @@ def _batches(case: Case, step: int, batches: list[dict[int, int]]) -> Cause:
             if repeated
             else "in {B} give the loader's generator or sampler the same seed, and call set_epoch in both"
         )
-        evidence = [
-            f"{len(found)} of {count_words(len(later), 'batch').replace('batchs', 'batches')} since step {step} of {{B}} occur in {{A}}"
-        ]
+        evidence = [f"{len(found)} of the {len(later)} batches of {{B}} since step {step} occur in {{A}}"]
         if len(lag) == 1 and (k := lag.pop()):
             evidence.append(f"each {abs(k)} steps {'later' if k > 0 else 'earlier'} than in {{A}}")
         return Cause("data-order", words, fix, tuple(evidence), steps=(step, last))
@@ -110,7 +108,9 @@ def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cau
     if None not in losses:
         same = losses[0] == losses[1]
         told.append(
-            f"the loss of step {step} is {'equal on both sides: look at the backward pass' if same else 'other, too: look at the forward pass'}"
+            f"the loss of step {step} is equal on both sides: look at the backward pass"
+            if same
+            else f"the loss of step {step} differs, too: look at the forward pass"
         )
     backwards = [case.column("n_backward", side).get(step) for side in (0, 1)]
     if None not in backwards and backwards[0] != backwards[1]:

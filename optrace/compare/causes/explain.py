@@ -63,7 +63,7 @@ def _of_difference(case: Case) -> Iterator[Cause]:
 
 
 def _same_subject(cause: Cause, other: Cause) -> bool:
-    """Whether two causes are two names of one thing: a missing option and the rule that lacks it, dtype and rounding."""
+    """Whether two causes are two names of one thing: a missing option, and the rule that lacks it."""
     families = ({"group-option", "rule-decay-missing", "rule-nesterov", "rule-dampening", "rule-amsgrad"},)
     return any(cause.code in family and other.code in family for family in families) and "no such option" in (
         cause.summary + other.summary
@@ -77,7 +77,7 @@ def _primary(case: Case, rules: _Rules) -> list[Cause]:
         return []
     kind, quantity = first.kind, first.quantity
     if kind == "missing":
-        return _of_missing(case)
+        return _of_missing(case, rules)
     if kind == "dtype":
         return [*updates.never_moves(case), *start.dtypes(case)]
     if kind == "shape":
@@ -120,7 +120,7 @@ def _noise(case: Case) -> Iterator[Cause]:
         yield from steps.rounding(case)
 
 
-def _of_missing(case: Case) -> list[Cause]:
+def _of_missing(case: Case, rules: _Rules) -> list[Cause]:
     first = case.first
     assert first is not None
     if first.quantity == "step":
@@ -128,15 +128,15 @@ def _of_missing(case: Case) -> list[Cause]:
     if first.quantity in ("param", "optimizer") and first.count == 0:
         return list(start.frozen(case)) or list(groups.missing_params(case))
     if first.quantity.startswith("state"):
-        return list(state.state_before(case)) if first.step not in case.steps else _late_state(case)
+        return list(state.state_before(case)) if first.step not in case.steps else _late_state(case, rules)
     if first.quantity == "grad":
         return list(start.frozen(case)) or list(gradients.missing(case))
     return list(groups.missing_params(case))
 
 
-def _late_state(case: Case) -> list[Cause]:
+def _late_state(case: Case, rules: _Rules) -> list[Cause]:
     """State that one side lacks after a step: it was lost before it, or the rule keeps none."""
-    return list(state.state_before(case)) or [unknown(case, case.pair)]
+    return list(state.state_before(case)) or _of_update(case, rules)
 
 
 def _of_hyper(case: Case, rules: _Rules) -> list[Cause]:
@@ -180,9 +180,23 @@ def _of_update(case: Case, rules: _Rules) -> list[Cause]:
     counted = list(state.counter_after(case))
     if counted:
         return counted
-    if case.within_tolerance and verdict.same_rule and not case.same_code:
-        return list(steps.rounding(case))
-    return [unknown(case, case.pair)]
+    if verdict.same_rule and (_inputs_apart(case) or (case.within_tolerance and not case.same_code)):
+        return list(steps.rounding(case, (verdict.rule_a, verdict.n_steps)))
+    return [unknown(case, case.pair, verdict)]
+
+
+def _inputs_apart(case: Case) -> bool:
+    """Whether the bits of what the first divergent update was computed from differ, within tolerance."""
+    first = case.first
+    assert first is not None
+    if case.exact_decides or case.first_cell is None:
+        return False
+    cell = case.first_cell
+    a, b = case.at(first.step)
+    before = case.before(first.step, 0), case.before(first.step, 1)
+    pairs = [(a.get((cell, "grad")), b.get((cell, "grad")))]
+    pairs += [(row, before[1].get(key)) for key, row in before[0].items() if key[0] == cell]
+    return any(x is not None and y is not None and x.fingerprint != y.fingerprint for x, y in pairs)
 
 
 def _beside(case: Case, rules: _Rules) -> Iterator[Cause]:

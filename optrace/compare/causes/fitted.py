@@ -13,6 +13,8 @@ from optrace.reference.rule import Rule
 from optrace.reference.variants import Variant
 from optrace.replayer.cubes import Cube, renamed
 
+Floats = NDArray[np.float64]
+
 _STEPS = 6
 
 
@@ -31,14 +33,15 @@ def fitted_variants(record: Recorded, rule: Rule) -> Iterator[tuple[Variant, Map
     elif rule.name == "sgd":
         yield from _momentum(rule, cube, options)
     elif rule.name == "rmsprop":
-        value = _share(cube, "square_avg", square=True)
+        value = _share(_columns(cube, "square_avg", rule, options), square=True)
         if value is not None:
             yield _variant(rule, "alpha-other", "alpha", value), {"alpha": value}
 
 
 def _betas(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tuple[Variant, Mapping[str, Any]]]:
     told = next((o["betas"] for groups in options.values() for o in groups.values()), (0.9, 0.999))
-    first, second = _share(cube, "exp_avg", square=False), _share(cube, "exp_avg_sq", square=True)
+    first = _share(_columns(cube, "exp_avg", rule, options), square=False)
+    second = _share(_columns(cube, "exp_avg_sq", rule, options), square=True)
     used = tuple(own if own is not None else float(beta) for own, beta in zip((first, second), told, strict=True))
     if max(abs(u - t) for u, t in zip(used, told, strict=True)) > 1e-6:
         yield _variant(rule, "betas-other", "betas", used), {"betas": used}
@@ -46,7 +49,7 @@ def _betas(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tuple
 
 def _momentum(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tuple[Variant, Mapping[str, Any]]]:
     told = next((o["momentum"] for groups in options.values() for o in groups.values()), 0.0)
-    x, y, z = _columns(cube, "momentum_buffer")
+    x, y, z = _columns(cube, "momentum_buffer", rule, options)
     if len(x) < 4:
         return
     try:
@@ -58,9 +61,9 @@ def _momentum(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tu
         yield _variant(rule, "momentum-other", "momentum", mu), {"momentum": mu}
 
 
-def _share(cube: Cube, key: str, *, square: bool) -> float | None:
+def _share(columns: tuple[Floats, ...], *, square: bool) -> float | None:
     """Beta of state' = beta*state + (1 - beta)*x with x the gradient or its square, if one fits all elements."""
-    old, new, grad = _columns(cube, key)
+    old, new, grad = columns
     x = grad * grad if square else grad
     with np.errstate(all="ignore"):
         share = (new - x) / (old - x)
@@ -72,14 +75,21 @@ def _share(cube: Cube, key: str, *, square: bool) -> float | None:
     return _tidy(middle) if np.quantile(np.abs(share - middle), 0.9) < 1e-4 else None
 
 
-def _columns(cube: Cube, key: str) -> tuple[NDArray[np.float64], ...]:
-    """State before, state after and gradient of all sampled elements of the first steps, flat."""
+def _columns(cube: Cube, key: str, rule: Rule, options: Mapping[int, Any]) -> tuple[Floats, ...]:
+    """State before, state after and what the rule averages, of all sampled elements of the first steps, flat."""
     quantity = f"state.{key}"
-    if quantity not in cube.values or "grad" not in cube.values:
+    if quantity not in cube.values or "grad" not in cube.values or "param" not in cube.before:
         return np.empty(0), np.empty(0), np.empty(0)
     old, new = cube.before[quantity][:_STEPS], cube.values[quantity][:_STEPS]
     old = np.where(cube.known_before[quantity][:_STEPS][:, :, None], old, 0.0)
-    grad = cube.values["grad"][:_STEPS]
+    grad, param = cube.values["grad"][:_STEPS].copy(), cube.before["param"][:_STEPS]
+    for i, step in enumerate(cube.steps[:_STEPS].tolist()):
+        for m, member in enumerate(cube.members):
+            hyper = options.get(step, {}).get(member.group, {})
+            if hyper.get("maximize"):
+                grad[i, m] *= -1
+            if rule.name != "adamw" and not hyper.get("decoupled_weight_decay"):
+                grad[i, m] += hyper.get("weight_decay", 0.0) * param[i, m]
     there = np.isfinite(old) & np.isfinite(new) & np.isfinite(grad)
     return old[there], new[there], grad[there]
 

@@ -1,4 +1,4 @@
-"""Gradients that differ though the parameters did not: missing, scaled, clipped, added up, lost in part, or not finite."""
+"""Gradients that differ though the parameters did not: missing, scaled, clipped, added up, lost in part, not finite."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _nonfinite(case: Case, step: int, found: Gradients) -> Cause | None:
 
 
 def common_factor(a: Floats, b: Floats, eps: float) -> float | None:
-    """The c with b = c * a within rounding at all elements that are not negligible; None when there is none, or c = 1."""
+    """The c with b = c * a within rounding at all elements; None when there is none, or c = 1."""
     known = np.isfinite(a) & np.isfinite(b)
     a, b = a[known], b[known]
     top = np.abs(a).max(initial=0.0)
@@ -204,9 +204,8 @@ def _clip(case: Case, step: int, found: Gradients, c: float) -> Cause | None:
     evidence = [f"the gradients of {{B}} are {figure(c)} times {{A}}'s at step {step}"]
     for side, name in ((0, "{A}"), (1, "{B}")):
         for event in clips[side]:
-            evidence.append(
-                f"{name} clips to {event.data.get('max_norm')} at a total norm of {figure(_number(event, 'total_norm') or 0)}"
-            )
+            total = figure(_number(event, "total_norm") or 0.0)
+            evidence.append(f"{name} clips to {event.data.get('max_norm')} at a total norm of {total}")
     if orders[0] != orders[1] and "clip before unscale" in orders:
         side = orders.index("clip before unscale")
         name, other = ("{A}", "{B}")[side], ("{B}", "{A}")[side]

@@ -232,6 +232,8 @@ class _Tables:
         resumed = self.first_b > start and s == self.first_b
         if not (s > self.first_b or resumed):
             return None
+        if not resumed and any(same(series.b[s], series.b[s - 1]) for series in self.changed):
+            return None  # it did not jump, it stayed
         follows, again = True, False
         for series in self.changed:
             here = int(series.unequal[0])
@@ -250,13 +252,13 @@ class _Tables:
             f"{figure(series.b[s])} where {{A}} has {figure(series.a[s])}" for series in self.changed[:2]
         )
         then = "and the schedule starts anew" if follows else "and goes on from there"
-        steps = f"B's step 1 is step {s} of A; " if resumed else ""
+        aligned = f"step 1 of {{B}} is step {s} of {{A}}; " if resumed else ""
         return Cause(
             "lr-reset",
             f"lr jumps back to its start at step {s} of {{A}}: {values}",
             "in {B} build the scheduler first, then load the states of both the optimizer and the scheduler; a"
             f" scheduler that is built later needs last_epoch={s - start - 1}",
-            (f"{steps}lr of {{B}} is {{A}}'s of step {start} again, {then}",),
+            (f"{aligned}lr of {{B}} is {{A}}'s of step {start} again, {then}",),
             steps=(s, self.last),
         )
 
@@ -283,7 +285,7 @@ class _Tables:
 
     def _rate(self, fit: Fit) -> Cause:
         k = fit.factor
-        fast = f"{k} times as fast" if k > 0 else f"at 1/{-k} of the speed"
+        fast = f"{k} times as fast as in {{A}}" if k > 0 else f"{-k} times as slow as in {{A}}"
         fix = (
             f"in {{B}} step the scheduler once an optimizer step, not {k} times (as when it is stepped for every"
             " micro-batch)"
@@ -301,7 +303,7 @@ class _Tables:
             evidence.append(f"backward passes an optimizer step in {{B}}: {figure(float(micro[1]))}")
         return Cause(
             "lr-rate",
-            f"the lr schedule of {{B}} runs {fast} as in {{A}}".replace(" speed as", " speed of the one"),
+            f"the lr schedule of {{B}} runs {fast}",
             fix,
             tuple(evidence),
             steps=(self.start, self.last),
@@ -313,8 +315,8 @@ class _Tables:
         return Cause(
             "lr-shift",
             f"the lr schedule of {{B}} is the one of {{A}}, {count_words(k, 'step')} {when}",
-            f"in {{B}} start the schedule {count_words(k, 'step')} {other}: compare where scheduler.step() is called, and"
-            f" last_epoch   (checked: makes lr equal at all {fit.compared:,} places compared)",
+            f"in {{B}} start the schedule {count_words(k, 'step')} {other}: compare where scheduler.step() is called,"
+            f" and last_epoch   (checked: makes lr equal at all {count_words(fit.compared, 'place')} compared)",
             (f"lr of {{B}} at step t is {{A}}'s at step t {'+' if fit.factor > 0 else '-'} {k}: {_met(fit)}",),
             steps=(self.start, self.last),
         )
@@ -323,27 +325,23 @@ class _Tables:
         lines, fixes = [], []
         for series in self.changed[:3]:
             s = int(series.unequal[0])
-            a, b = series.a[s], series.b[s]
+            a, b = float(series.a[s]), float(series.b[s])
             with np.errstate(all="ignore"):
                 ratio = series.b[series.unequal] / series.a[series.unequal]
-            one = np.isfinite(ratio).all() and np.ptp(ratio) <= 1e-9 * np.abs(ratio).max()
-            group = f"lr of group {series.groups[0]}" if len(self.table) > 1 else "lr"
-            times = f", {factor_words(float(ratio[0]))} as much" if one and np.isfinite(ratio[0]) else ""
-            times = times.replace(" of as much", " as much")
+            one = bool(np.isfinite(ratio).all() and np.ptp(ratio) <= 1e-9 * np.abs(ratio).max())
+            group = f" of group {series.groups[0]}" if len(self.table) > 1 else ""
+            times = f" ({factor_words(float(ratio[0])).removesuffix(' of')} of it)" if one else ""
             at = "" if s <= max(self.first_a, self.first_b) else f" at step {s}"
-            lines.append(f"{group} is {b!r} in {{B}}, {a!r} in {{A}}{at}{times}")
-            always = len(np.unique(series.a[series.both])) == 1
-            fixes.append(f"{group[3:]} to {a!r}" if always else group[3:])
+            lines.append(f"lr{group} is {b!r} in {{B}}, {a!r} in {{A}}{at}{times.replace(' times of it', ' times')}")
+            constant = len(np.unique(series.a[series.both])) == 1
+            fixes.append(f"set lr={a!r}{group}" if constant else "")
         n = sum(len(series.unequal) for series in self.changed)
         evidence = [f"differs at {count_words(n, 'place')} of the table; no shift, stretch or restart of it fits"]
         evidence += self._other_group()
-        where = " and ".join(fix.removeprefix(" ") for fix in fixes if fix)
-        series = self.changed[0]
-        if len(np.unique(series.a[series.both])) == 1 and len(self.changed) == 1:
-            fix = f"in {{B}} set lr={series.a[self.start]!r}{' of ' + where.split(' to ')[0].removeprefix('of ') if len(self.table) > 1 else ''}"
+        if all(fixes):
+            fix = f"in {{B}} {' and '.join(fixes)}"
         else:
-            fix = "in {B} give the schedule the base lr and the options that it has in {A}"
-            fix += f" ({where})" if where else ""
+            fix = "give the schedule of {B} the base lr and the options that it has in {A}"
         return Cause("lr-value", "; ".join(lines), fix, tuple(evidence), steps=(self.start, self.last))
 
     def _other_group(self) -> Iterator[str]:
@@ -352,9 +350,10 @@ class _Tables:
             s = int(series.unequal[0])
             for other in self.table:
                 if other is not series and not same(other.a[s], series.a[s]) and same(other.b[s], series.b[s]):
+                    factor = figure(float(series.a[s] / other.a[s]))
                     yield (
-                        f"in {{A}} group {series.groups[0]} has {figure(series.a[s] / other.a[s])} times the lr of group"
-                        f" {other.groups[0]}, in {{B}} the same: its own factor is lost"
+                        f"in {{A}} group {series.groups[0]} has {factor} times the lr of group {other.groups[0]}, in"
+                        " {B} the same: its own factor is lost"
                     )
                     return
 

@@ -94,8 +94,9 @@ class Recorded:
     def groups_for(self, rule: str, hyper: Mapping[str, Any] | None = None) -> Groups:
         """The options with a rule's defaults where neither side has any."""
         defaults = RULES[rule].defaults
+        hyper = {**_decoupled(rule, self.case.class_name(self.side, self.pair)), **(hyper or {})}
         return {
-            step: {group: {**defaults, **options, **(hyper or {})} for group, options in groups.items()}
+            step: {group: {**defaults, **options, **hyper} for group, options in groups.items()}
             for step, groups in self.options.items()
         }
 
@@ -185,6 +186,13 @@ def in_torchs_words(options: Mapping[str, Any]) -> dict[str, Any]:
     if "betas.0" in named and "betas.1" in named:
         named["betas"] = (named.pop("betas.0"), named.pop("betas.1"))
     return named
+
+
+def _decoupled(rule: str, class_name: str) -> dict[str, Any]:
+    """What keeps Adam and AdamW apart, whose option `decoupled_weight_decay` would make each the other."""
+    if rule == "adamw":
+        return {"decoupled_weight_decay": True}
+    return {"decoupled_weight_decay": False} if rule == "adam" and class_name == "AdamW" else {}
 
 
 def _member(row: Mapping[str, Any]) -> Member:

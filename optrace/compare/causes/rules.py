@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from optrace.compare.causes.case import Case, few, figure
+from optrace.compare.causes.case import Case, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.fitted import fitted_variants
-from optrace.compare.causes.replays import CARRIED_EPS, STEP_EPS, Recorded, Trial
+from optrace.compare.causes.replays import Recorded, Trial
 from optrace.compare.words import count_words
 from optrace.reference.rule import RULES, Rule
 from optrace.reference.variants import VARIANTS, Variant
@@ -32,15 +32,19 @@ class Verdict:
     causes: tuple[Cause, ...]
     same_rule: bool
     """Both sides follow one rule at all judged steps."""
+    rule_a: str = ""
+    """The rule that A follows; empty where it follows none of ours."""
+    n_steps: int = 0
+    """Steps of A that were judged by it."""
 
 
 def judge_rules(case: Case, pair: int) -> Verdict:
     """Replay both sides of a pair and explain a difference of rules, if there is one."""
     a, b = Recorded(case, 0, pair), Recorded(case, 1, pair)
-    names = [name for name in dict.fromkeys([*_guesses(case, 0, pair), *_guesses(case, 1, pair)])]
+    names = list(dict.fromkeys([*_guesses(case, 0, pair), *_guesses(case, 1, pair)]))
     follows_a, follows_b = _followed(a, names), _followed(b, names)
     if follows_a is not None and follows_b is not None and follows_a.rule is follows_b.rule:
-        return Verdict((), True)
+        return Verdict((), True, follows_a.rule.name, min(follows_a.trial.n_steps, follows_b.trial.n_steps))
     if follows_a is not None:
         found = tuple(_variants(case, pair, b, follows_a, mistaken=1))
         if found:
@@ -54,25 +58,31 @@ def judge_rules(case: Case, pair: int) -> Verdict:
         words = f"{case.subject(1, pair)} follows the rule of {other}, {case.subject(0, pair)} that of {one}"
         evidence = f"replayed from its own inputs each side follows its rule at all {follows_a.trial.n_steps} steps"
         return Verdict((Cause("rule-unknown", words, f"use one rule: {one}, or {other}", (evidence,)),), False)
+    if follows_a is not None:
+        return Verdict((), False, follows_a.rule.name, follows_a.trial.n_steps)
     return Verdict((), False)
 
 
-def unknown(case: Case, pair: int) -> Cause:
+def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
     """What can be said where no variant fits: where, how large, and in which direction."""
     first = case.first
     assert first is not None
     evidence = list(_ratios(case, first.step))
-    a = Recorded(case, 0, pair)
-    follows = _followed(a, list(_guesses(case, 0, pair)))
-    if follows is not None and follows.trial.n_steps:
+    if verdict.same_rule:
         evidence.append(
-            f"{case.subject(0, pair)} follows {follows.rule.name} at all {count_words(follows.trial.n_steps, 'step')}"
-            f" (within {figure(follows.trial.worst)} eps); {case.subject(1, pair)} does not, nor any variant of it"
+            f"the sampled elements of both follow {verdict.rule_a} at all {count_words(verdict.n_steps, 'step')}: what"
+            " differs is less than rounding, or lies in elements that were not sampled (record with --values full)"
+        )
+    elif verdict.rule_a:
+        evidence.append(
+            f"{case.subject(0, pair)} follows {verdict.rule_a} at all {count_words(verdict.n_steps, 'step')};"
+            f" {case.subject(1, pair)} does not, nor any known variant of it"
         )
     what = first.quantity.partition(".")[2] or first.quantity
     return Cause(
         "rule-unknown",
-        f"from equal inputs {{B}} computes another {what} than {{A}} at step {first.step}; no known variant explains it",
+        f"from equal inputs {{B}} computes another {what} than {{A}} at step {first.step}, and no known variant"
+        " explains it",
         "compare the two rules at this step by hand (optrace repro {A} {B} writes the numbers)",
         tuple(evidence),
         steps=(first.step, first.step),
@@ -93,9 +103,13 @@ def _ratios(case: Case, step: int) -> Iterator[str]:
     if len(every):
         low, middle, high = np.quantile(every, [0.0, 0.5, 1.0])
         if high - low <= 1e-4 * abs(middle):
-            yield f"every sampled element moves {figure(float(middle))} times as far in {{B}}"
+            if abs(middle - 1) > 1e-4:
+                yield f"every sampled element moves {figure(float(middle))} times as far in {{B}}"
         else:
-            yield f"update of {{B}} over {{A}}'s, element by element: {figure(low)} to {figure(high)}, median {figure(middle)}"
+            yield (
+                f"update of {{B}} over {{A}}'s, element by element: {figure(low)} to {figure(high)},"
+                f" median {figure(middle)}"
+            )
 
 
 def _guesses(case: Case, side: int, pair: int) -> Iterator[str]:
@@ -146,6 +160,8 @@ def _variants(case: Case, pair: int, record: Recorded, right: Followed, mistaken
     """Causes for the side that does not follow the other's rule: variants that give its record."""
     rule = right.rule
     known = VARIANTS.get(rule.name, ())
+    if not known or _plain_fits(record, rule):
+        return
     trials: list[tuple[Variant, Trial]] = []
     groups: dict[str, Any] = {}
     plain = record.groups_for(rule.name)
@@ -164,6 +180,8 @@ def _variants(case: Case, pair: int, record: Recorded, right: Followed, mistaken
                 record.judge([trial], {variant.name: options})
                 if trial.fits:
                     fitting.setdefault(variant.name, (variant, trial))
+    by_record = {name: found for name, found in fitting.items() if not found[1].carry}
+    fitting = by_record or fitting  # state that is recorded is better evidence than state that is made up
     codes = dict.fromkeys(variant.code for variant, _ in fitting.values())
     if len(fitting) == 1 or len(codes) == 1:
         variant, trial = next(iter(fitting.values()))
@@ -172,6 +190,14 @@ def _variants(case: Case, pair: int, record: Recorded, right: Followed, mistaken
         for code in codes:
             variant, trial = next(v for v in fitting.values() if v[0].code == code)
             yield _cause(case, pair, record, right, variant, trial, mistaken, 1.0 / len(codes), 1)
+
+
+def _plain_fits(record: Recorded, rule: Rule) -> bool:
+    """Whether the rule in float64 gives the record after all: then no variant of it may be blamed."""
+    plain = Variant(rule.name, "plain", "rule-unknown", "", "", "", {})
+    trials = _trials(record, plain.name, plain.step, rule.state_keys)
+    record.judge(trials, {plain.name: record.groups_for(rule.name)})
+    return any(trial.fits for trial in trials)
 
 
 def _cause(
@@ -190,11 +216,10 @@ def _cause(
     wrong, other = case.subject(mistaken, pair), case.subject(1 - mistaken, pair)
     side = ("{A}", "{B}")[mistaken]
     n = trial.n_steps
-    limit = CARRIED_EPS if trial.carry else STEP_EPS
     evidence = [
-        f"{other} follows {right.rule.name} at all {count_words(right.trial.n_steps, 'step')},"
-        f" within {figure(right.trial.worst)} eps; {wrong} is given at all {count_words(n, 'step')} by the variant"
-        f" {variant.name}, within {figure(trial.worst)} of {limit:g} eps",
+        f"replayed from its own inputs, {other} follows {right.rule.name} at all"
+        f" {count_words(right.trial.n_steps, 'step')}; {wrong} does not, and follows it at all"
+        f" {count_words(n, 'step')} with this one change",
     ]
     if trial.carry:
         evidence.append("its state was recomputed from its start, for the record holds none of this form")

@@ -99,7 +99,7 @@ def shapes(case: Case) -> Iterator[Cause]:
         yield Cause(
             "param-shape",
             f"{first.param_a} has shape {list(first.shape_b or ())} in {{B}}, {list(first.shape_a or ())} in {{A}}",
-            "build both models with the same sizes; a layout that is only transposed or flattened is compared after --map",
+            "build both models with the same sizes, or give the tensors of {B} the layout of those of {A}",
             (count_words(len(cells), "parameter") + " differ in shape",),
             params=tuple(cell.param_a for cell in cells),
         )
@@ -156,8 +156,7 @@ def init(case: Case) -> Iterator[Cause]:
         how = "equal but for rounding"
     elif all(close(x.used, y.used, eps=2.0**-8, n=1) for _, x, y in differing):
         how = "equal but for rounding to bfloat16: saved or loaded in half precision"
-    resumed = case.offset(case.pair) or (n := len(_loads(case)))
-    _ = n if not case.offset(case.pair) else 0
+    resumed = case.offset(case.pair) or any(event.kind == "load_state_dict" for event in case.events[1])
     fix = (
         "load the same checkpoint on both sides, or set the same seed before the model is built"
         if not resumed
@@ -172,10 +171,6 @@ def init(case: Case) -> Iterator[Cause]:
         steps=(first.step, first.step),
         params=tuple(names) if len(differing) < total else (),
     )
-
-
-def _loads(case: Case) -> list[object]:
-    return [e for e in case.events[1] if e.kind == "load_state_dict"]
 
 
 def outside(case: Case) -> Iterator[Cause]:
@@ -207,8 +202,8 @@ def outside(case: Case) -> Iterator[Cause]:
     yield Cause(
         "param-outside",
         f"{few(names)} changed outside the optimizer before step {step} in {sides}",
-        f"look in {sides} for what writes to parameters between steps {earlier[-1] if earlier else 0} and {step}: weight"
-        " averaging, clamping or tying, loading, EMA swaps",
+        f"look in {sides} for what writes to parameters just before step {step}: weight averaging, clamping, tying,"
+        " loading, a swap with averaged weights",
         tuple(evidence),
         steps=(step, step),
         params=tuple(dict.fromkeys(names)),

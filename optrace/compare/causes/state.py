@@ -175,8 +175,8 @@ def _swapped(case: Case, step: int, a: State, b: State, differing: Sequence[str]
             return Cause(
                 "state-swapped",
                 f"{key} is exchanged between parameters in {{B}}: {few(pairs, 2)}",
-                "in {B} load the state by parameter name (named_parameters), or with the parameters in the order in which"
-                " they were when it was saved",
+                "in {B} load the state by parameter name (named_parameters), or give the optimizer its parameters in"
+                " the order they had when it was saved",
                 (f"bitwise, at {count_words(len(cells), 'parameter')}",),
                 steps=(step, step),
                 params=tuple(_names(case, cells)),
@@ -202,7 +202,7 @@ def _value(case: Case, step: int, when: str, a: State, b: State, differing: Sequ
     if rounded:
         how = "is equal but for rounding to a lower precision"
     elif len(every) and np.ptp(every) <= 1e-4 * abs(every[0]):
-        how = f"is {factor_words(float(every[0]))} {{A}}'s".replace("times {A}'s", "times {A}'s")
+        how = f"is {factor_words(float(every[0]))} {{A}}'s"
         evidence.append(f"one factor, {figure(float(every[0]))}, at all sampled elements")
     return Cause(
         "state-value",

@@ -54,15 +54,21 @@ def skipped(case: Case) -> Iterator[Cause]:
     )
 
 
-def rounding(case: Case) -> Iterator[Cause]:
-    """Differences that floating-point arithmetic makes."""
+def rounding(case: Case, follows: tuple[str, int] | None = None) -> Iterator[Cause]:
+    """Differences that floating-point arithmetic makes; `follows`: the rule that both follow, and at how many steps."""
     first = case.first
     since = f" since step {first.step}" if first is not None else ""
+    evidence = "no step goes beyond tolerance when it is judged from its own inputs"
+    if follows is not None and not case.within_tolerance:
+        evidence = (
+            f"both follow {follows[0]} at all {count_words(follows[1], 'step')} when each is replayed from its own"
+            " inputs, which differ by rounding; here the rule makes much of little"
+        )
     yield Cause(
         "noise",
         f"the bits differ{since}, and every step is within the rounding of its inputs",
         "",
-        ("no step goes beyond tolerance when it is judged from its own inputs",),
+        (evidence,),
     )
 
 

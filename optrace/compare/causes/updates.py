@@ -91,11 +91,10 @@ def _rounded(case: Case, name: str, other: str, lost: list[str], step: int, shar
     ]
     if share is not None:
         evidence = [f"{share:.0%} of the elements of {name} do not move in step {step}"]
+    moves = "hardly move" if share else "do not move"
     return Cause(
         "update-rounded",
-        f"updates of {few(lost)} are lost to {dtype} in {name}: the parameters {'hardly ' if share else ''}do not move".replace(
-            "hardly do not move", "hardly move"
-        ),
+        f"updates of {few(lost)} are lost to {dtype} in {name}: the parameters {moves}",
         f"in {name} keep the parameters that the optimizer steps in float32 (master weights), or round stochastically",
         tuple(evidence),
         steps=(step, max(case.steps, default=step)),
