@@ -559,7 +559,7 @@ fault(
     "lr-inside-momentum",
     "own",
     "rule-momentum-form",
-    (2, "update"),
+    (1, "state.momentum_buffer"),
     REGRESSION.but(steps=14),
     REGRESSION.but(steps=14, optimizer=own_sgd("lr-inside")),
 )
@@ -591,7 +591,7 @@ fault(
     "sgd-decay-decoupled",
     "own",
     "rule-decay-coupling",
-    (1, "update"),
+    (1, "state.momentum_buffer"),
     PLAIN,
     PLAIN.but(optimizer=own_sgd("decay-decoupled")),
 )
@@ -633,7 +633,7 @@ fault(
     "no-amsgrad",
     "own",
     "rule-amsgrad",
-    None,
+    (1, "state.max_exp_avg_sq"),
     AMSGRAD,
     AMSGRAD.but(optimizer=adam_of(OwnAdam, amsgrad=True, mistake="no-amsgrad")),
 )
@@ -779,7 +779,7 @@ class Experts(nn.Module):
         return self.experts[int(x[0, 0] > 0.5)](x)
 
 
-fault("data-order", "control", "", (1, "grad"), DIGITS, DIGITS.but(order=reordered))
+fault("data-order", "control", "", (2, "grad"), DIGITS, DIGITS.but(order=reordered))
 fault("dropout-seed", "control", "", (1, "grad"), DIGITS, DIGITS.but(built=draws_once_more))
 fault("threads", "control", "", None, DIGITS, DIGITS.but(built=with_threads(2)))
 fault("foreach", "control", "", None, DIGITS.but(optimizer=foreach("")), DIGITS.but(optimizer=foreach("foreach")))

@@ -1,4 +1,4 @@
-"""Runs the fault bench and prints its table: located, named, wrongly named; `python -m tests.faults.table [NAME...]`."""
+"""Runs the fault bench, prints what was located, named, wrongly named: `python -m tests.faults.table [NAME...]`."""
 
 from __future__ import annotations
 
