@@ -47,7 +47,8 @@ def resume_words(rows: tuple[Resumed, ...]) -> list[str]:
     for row in rows:
         if row.status in ("equal", "unknown"):
             continue
-        values = f": {row.a} in {{A}}, {row.b} in {{B}}" if row.a is not None or row.b is not None else ""
+        known = row.a is not None or row.b is not None
+        values = f": {_shown(row.a)} in {{A}}, {_shown(row.b)} in {{B}}" if known else ""
         where = {
             "saved": " (was not in what was saved)",
             "load": " (lost at load: no state of an optimizer with it was loaded)",
@@ -60,6 +61,12 @@ def resume_words(rows: tuple[Resumed, ...]) -> list[str]:
         if names:
             lines.append(f"{words}: {', '.join(names)}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
 
 
 def _of_pair(
