@@ -18,8 +18,9 @@ class Grid:
     """Positions of rows, each array [steps, cells, quantities]; -1 where a side has no row."""
 
     steps: Ints
-    """A's numbers, ascending. With `overlap` the first was compared in the stretch before."""
-    overlap: bool
+    """A's numbers, ascending. The first `overlap` of them come before this stretch: the last step that was compared,
+    and later ones that one side alone recorded."""
+    overlap: int
     rows_a: Rows
     rows_b: Rows
     at_a: Index
@@ -69,9 +70,7 @@ def lay_out(side_a: Side, side_b: Side, numbering: Numbering, low: int, high: in
     rows_a = side_a.load(start, high, HEAD)
     rows_b = side_b.load(start, high, HEAD)
     steps = np.union1d(np.unique(rows_a.step), np.unique(rows_b.step))
-    if previous is not None:
-        steps = steps[(steps == previous) | (steps >= low)]
-    overlap = previous is not None and len(steps) > 0 and int(steps[0]) == previous
+    overlap = int((steps < low).sum())
     n_cells, names = len(numbering.cells), tuple(numbering.quantities)
     shape = (len(steps), n_cells, len(names))
     at_a, at_b = _place(rows_a, steps, shape), _place(rows_b, steps, shape)

@@ -76,7 +76,7 @@ def trace_inputs(
         carry: from the stretch before; updated.
     """
     shape = errors.shape
-    if grid.overlap:
+    if grid.overlap:  # its first step is where the last stretch ended
         for (cell, name), error in carry.errors.items():
             number = grid.number(name)
             if number is not None and cell < shape[1] and grid.at_a[0, cell, number] >= 0:
@@ -118,8 +118,7 @@ def trace_inputs(
                 if base_in == number:
                     result[:, :, number] = _carried(errors[:, :, base], both[:, :, base])
     if param is not None:
-        first = 1 if grid.overlap else 0
-        carry.noise = max(carry.noise, float(errors[first:, :, param].max(initial=0.0)))
+        carry.noise = max(carry.noise, float(errors[grid.overlap :, :, param].max(initial=0.0)))
     _keep_last(grid, errors, both, carry)
     return Inputs(result, _gaps(grid, both))
 

@@ -56,8 +56,7 @@ class Presence:
             for pair in np.unique(pair_of[has_b[:, :, number].any(axis=0)]):
                 self._seen_b.add((int(pair), name))
         alone = (has_a != has_b) & common[:, pair_of][:, :, None]
-        if grid.overlap:
-            alone[0] = False
+        alone[: grid.overlap] = False
         starts = self._starts(grid, pair_of)
         for number, name in enumerate(grid.names):
             if name.partition(".")[0] in _BEFORE:

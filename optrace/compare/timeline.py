@@ -49,9 +49,16 @@ class Timeline:
             raise CompareError(_nothing_common(a, b, self._steps_a, self._steps_b, self.offsets))
         self.steps: Ints = np.unique(np.concatenate(self._common))
         """All steps that can be compared."""
+        self._recorded: Ints = np.unique(np.concatenate([*self._steps_a, *self._steps_b]))
         self.n_steps = max(int((common > 0).sum()) for common in self._common)
         self._pairs = len(matching.pairs)
         self._times = self._when(a, matching) if self._pairs > 1 else None
+
+    def within(self, start: int, count: int) -> int:
+        """How many of `steps`, from position `start` on, span at most `count` recorded steps; 1 at least."""
+        low = np.searchsorted(self._recorded, self.steps[start])
+        last = self._recorded[min(int(low) + count, len(self._recorded)) - 1]
+        return max(int(np.searchsorted(self.steps, last, side="right")) - start, 1)
 
     def common(self, steps: Ints) -> Bools:
         """Which steps both sides recorded, [steps, pairs]."""

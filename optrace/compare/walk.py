@@ -94,7 +94,7 @@ class Walk:
         while done < len(steps):
             size = max(len(self.numbering.cells), 1) * max(len(self.numbering.quantities), 8)
             count = max(CELLS_AT_ONCE // size, 1) if done else min(4, max(CELLS_AT_ONCE // size, 1))
-            part = steps[done : done + count]
+            part = steps[done : done + self.timeline.within(done, count)]
             self._stretch(int(part[0]), int(part[-1]), previous)
             previous = int(part[-1])
             done += len(part)
@@ -109,7 +109,7 @@ class Walk:
         cells = self.numbering.cells
         pair_of = np.array([cell.pair for cell in cells], np.int64)
         groups = np.array([(cell.pair, cell.group_a, cell.group_b) for cell in cells], np.int64).reshape(-1, 3)
-        first_new = 1 if grid.overlap else 0
+        first_new = grid.overlap
         common = self.timeline.common(grid.steps)
         self.presence.add(grid, common, pair_of)
         differs = grid.differs.copy()
