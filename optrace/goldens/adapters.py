@@ -116,17 +116,19 @@ class _ObjectAdapter:
 
     def _first_that_works(self) -> tuple[str, bool]:
         trouble: Exception | None = None
+        idle: list[tuple[str, bool]] = []
         for library in self._libraries():
             for as_dicts in (False, True):
                 try:
                     if self._trial(library, as_dicts, 1):
                         return library, as_dicts
+                    idle.append((library, as_dicts))
                 except Exception as error:
                     trouble = trouble or error
-        if trouble is not None:
-            why = f"{type(trouble).__name__}: {trouble}"
-            raise GoldenError(f"{self.candidate.name} cannot make one step on two numbers: {why}") from trouble
-        return self._libraries()[0], False
+        if idle:
+            return idle[0]
+        why = f"{type(trouble).__name__}: {trouble}"
+        raise GoldenError(f"{self.candidate.name} cannot make one step on two numbers: {why}") from trouble
 
     def _libraries(self) -> list[str]:
         try:
@@ -137,9 +139,10 @@ class _ObjectAdapter:
 
     def _takes_groups(self) -> bool:
         try:
-            return self._trial(self.library, True, 2)
+            self._trial(self.library, True, 2)
         except Exception:
             return False
+        return True
 
     def _trial(self, library: str, as_dicts: bool, n_groups: int) -> bool:
         """Whether two steps on a tiny problem move every parameter."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optrace.errors import GoldenError
+from optrace.errors import GoldenError, NothingCovered
 from optrace.goldens.adapters import DriverOf, adapt
 from optrace.goldens.candidate import load, recognise
 from optrace.goldens.drive import Array, NotCovered, State, as_option, drive
@@ -89,7 +89,7 @@ def report_of(name: str, rule: str, runs: Sequence[Run], explain: bool) -> Golde
     results = tuple(run.result for run in runs)
     if all(result.lacks is not None for result in results):
         lacking = "; ".join(dict.fromkeys(str(result.lacks) for result in results))
-        raise GoldenError(f"nothing of {name} could be checked against {rule}: it lacks {lacking}")
+        raise NothingCovered(f"nothing of {name} could be checked against {rule}: it lacks {lacking}")
     return GoldenReport(name, rule, results, looks_like(name, rule, runs) if explain else ())
 
 

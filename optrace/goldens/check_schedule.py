@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from optrace.errors import GoldenError
+from optrace.errors import GoldenError, NothingCovered
 from optrace.goldens.candidate import name_of
 from optrace.goldens.drive import NotCovered
 from optrace.goldens.format import Golden, Row
@@ -59,7 +59,7 @@ def check_schedule(
     name = name_of(thing)
     if all(result.lacks is not None for result in results):
         lacking = ", ".join(dict.fromkeys(str(result.lacks) for result in results))
-        raise GoldenError(f"nothing of {name} could be checked against {rule}: it lacks {lacking}")
+        raise NothingCovered(f"nothing of {name} could be checked against {rule}: it lacks {lacking}")
     return GoldenReport(name, rule, results, schedule_looks(name, rule, runs) if explain else ())
 
 

@@ -120,9 +120,9 @@ MATRIX_SHAPES: dict[str, tuple[int, Shape]] = {
     "strided": (0, (6, 5)),
 }
 ABSENT = frozenset(
-    {(1, "first.b"), (2, "first.b"), (6, "first.w"), (9, "second.w")} | {(s, "second.b") for s in range(1, 9)}
+    {(6, "first.w"), (9, "second.w"), (1, "second.b"), (2, "second.b")} | {(s, "first.b") for s in range(1, 9)}
 )
-ZERO = frozenset({(8, "first.b"), (10, "second.w"), (11, "second.w")})
+ZERO = frozenset({(8, "second.b"), (10, "second.w"), (11, "first.b")})
 LATE = frozenset({(1, "w"), (2, "w"), (6, "w"), (7, "w")})
 
 

@@ -115,7 +115,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "adafactor": {
         "plain": {},
         "beta2-decay": {"lr": 0.05, "beta2_decay": -0.5},
-        "eps": {"lr": 0.05, "eps": (1e-4, 1e-2)},
+        "eps": {"lr": 0.05, "eps": (0.3, 0.8)},
         "clipping": {"lr": 0.05, "d": 2.0},
         "weight-decay": {"lr": 0.05, "weight_decay": 0.1},
         "maximize": {"lr": 0.05, "weight_decay": 0.1, "maximize": True},
@@ -126,7 +126,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "momentum": {"lr": 0.1, "momentum": 0.5, "weight_decay": 2.0},
         "match-rms-adamw": {"lr": 0.2, "adjust_lr_fn": "match_rms_adamw"},
         "ns-steps": {"lr": 0.1, "ns_steps": 3},
-        "ns-coefficients": {"lr": 0.1, "ns_coefficients": (3.0, -3.2, 1.2), "eps": 1e-2},
+        "eps": {"lr": 0.1, "ns_steps": 2, "eps": 2.0},
+        "ns-coefficients": {"lr": 0.1, "ns_coefficients": (3.0, -3.2, 1.2)},
     },
 }
 """rule -> case -> options that are not torch's defaults."""

@@ -64,18 +64,24 @@ def write_as_run(golden: Golden, folder: Path) -> None:
     rank = folder / "rank=00000"
     rank.mkdir()
     writer = RankWriter(rank)
-    name = CLASSES.get(golden.rule, "SGD")
-    writer.write_rank({"optimizers": [{"index": 0, "class": name, "module": "torch.optim"}]})
+    name = golden.notes.get("optimizer_class") or CLASSES.get(golden.rule, "SGD")
+    module = golden.notes.get("optimizer_module", "torch.optim")
+    writer.write_rank({"optimizers": [{"index": 0, "class": name, "module": module}]})
     writer.write_params(_params(golden, name))
-    if golden.rule in RULES:
+    if _of_optimizer(golden):
         _write_optimizer(golden, writer)
     else:
         _write_schedule(golden, writer)
     writer.close(end="clean")
 
 
+def _of_optimizer(golden: Golden) -> bool:
+    """Whether it has parameters: a rule of ours, or an optimizer of a user's own; else it is a schedule's."""
+    return golden.rule in RULES or bool(golden.rows_at(0, "param"))
+
+
 def _params(golden: Golden, optimizer_class: str) -> list[dict[str, Any]]:
-    rows = golden.rows_at(0, "param") if golden.rule in RULES else _idle_params(golden, 0)
+    rows = golden.rows_at(0, "param") if _of_optimizer(golden) else _idle_params(golden, 0)
     counts: dict[int, int] = {}
     found = []
     for row in rows:
