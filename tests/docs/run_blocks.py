@@ -72,4 +72,5 @@ def run_file(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    sys.path[0] = ""
     print(run_file(Path(sys.argv[1]).resolve()), "blocks")
