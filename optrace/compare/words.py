@@ -82,11 +82,11 @@ def _what(report: DiffReport) -> str:
     if first.kind == "none":
         where = report.b if first.b is None else report.a
         return f"the gradient of {first.param}: None in {where}"
+    if report.causes and report.causes[0].claimed:
+        return report.causes[0].cls
     if first.kind == "missing":
         where = report.a if first.b is None else report.b
         return f"what was recorded: {_missing(first)} is only in {where}"
-    if report.causes and report.causes[0].claimed:
-        return report.causes[0].cls
     return quantity_words(first.quantity, min(first.step, first.step_b))
 
 

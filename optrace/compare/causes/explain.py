@@ -27,9 +27,7 @@ def explain(case: Case, *, same: bool) -> tuple[Cause, ...]:
 
 
 def _of_same(case: Case) -> Iterator[Cause]:
-    if case.first_steps:
-        yield from steps.rounding(case)
-    yield from steps.logged(case)
+    yield from steps.rounding(case) if case.first_steps else steps.logged(case)
 
 
 class _Rules:

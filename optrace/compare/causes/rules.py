@@ -224,9 +224,10 @@ def _cause(
     if trial.carry:
         evidence.append("its state was recomputed from its start, for the record holds none of this form")
     if variant.name == "average":
+        mu = hyper.get("momentum", 0.0)
         evidence.append(
-            f"with momentum averaged from zero, {wrong} equals {right.rule.name} at (1 - momentum) times its lr, not"
-            " with dampening"
+            f"as it averages from zero, {wrong} is {right.rule.name} at {1 - mu:.10g} times the lr, and not with"
+            f" dampening={mu:.10g}"
         )
     if alike > 1:
         evidence.append(f"{alike} variants of this kind give the same numbers here")
