@@ -88,6 +88,7 @@ def _quantities(text: str | None) -> tuple[str, ...]:
 @click.option("--micro", is_flag=True, help="Sample the gradients after each backward, too.")
 @click.option("--stop-after", type=int, metavar="N", help="End the program cleanly after step N.")
 @click.option("--memory", metavar="SIZE", help="Most device memory the recorder may hold, like 64MB.")
+@click.option("--staging", metavar="SIZE", help="Most bytes of whole tensors that wait for the disk [default: 512MB].")
 @click.option("--max-size", metavar="SIZE", help="Stop recording, saying so, at this size on disk, like 2GB.")
 @click.option("--force", is_flag=True, help="Move a finished run of that name to RUN~1.")
 @click.option("--strict", is_flag=True, help="Let a failure of the recorder end the program.")
@@ -104,6 +105,7 @@ def command(
     micro: bool,
     stop_after: int | None,
     memory: str | None,
+    staging: str | None,
     max_size: str | None,
     force: bool,
     strict: bool,
@@ -126,6 +128,7 @@ def command(
         micro=micro,
         stop_after=stop_after,
         memory=parse_size(memory) if memory is not None else None,
+        staging=parse_size(staging) if staging is not None else None,
         max_size=parse_size(max_size) if max_size is not None else None,
         force=force,
         strict=strict,

@@ -26,7 +26,7 @@ def record(path: str | os.PathLike[str] | None = None, **settings: Any) -> Itera
     Args:
         path: the run's folder; None makes one under ./optrace-runs/.
         **settings: as the options of `optrace record`: values, every, steps ("100:200"), params, quantities, micro,
-            stop_after, memory, max_size ("2GB"), overwrite, strict, quiet.
+            stop_after, memory, staging, max_size ("2GB"), overwrite, strict, quiet.
 
     Yields the Session; its `path` is the run's folder once a step has been made. With `stop_after` the block ends after
     that step, and the program goes on behind it.
@@ -113,7 +113,7 @@ def settings_from(path: str | os.PathLike[str] | None, options: dict[str, Any]) 
     unknown = sorted(set(given) - known)
     if unknown:
         raise RecordError(f"optrace.record has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    for name in ("memory", "max_size"):
+    for name in ("memory", "staging", "max_size"):
         if isinstance(given.get(name), str):
             given[name] = parse_size(given[name])
     for name in ("params", "quantities"):

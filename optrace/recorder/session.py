@@ -139,6 +139,10 @@ class Session:
             try:
                 if self._rank is not None:
                     self._rank.close(how)
+                if self.settings.values in ("grad", "full") and "torch" in sys.modules:
+                    from optrace.recorder.whole import buffers
+
+                    buffers.release()
             except Exception as error:
                 self._failed(error)
             else:
@@ -409,7 +413,10 @@ class Session:
             self._params[track.index] = track.capture.params_table(track.class_name)
             self._rank.write_params([row for index in sorted(self._params) for row in self._params[index]])
         if finished.values:
-            self._rank.write_values(step, finished.values)
+            from optrace.recorder import whole
+
+            values = whole.owned(finished.values)
+            self._rank.write_values(step, values, whole.returner(values))
         events = self._take_events() if self._pending else []
         events.append(Event(next(self._seq), step, kind, track.index, data))
         self._rank.write_step(
@@ -430,7 +437,7 @@ class Session:
         self._place = place.claim(settings)
         recorded_here.add(str(self._place.run))
         RunWriter.create(self._place.run, run_info(self.settings))
-        self._rank = RankWriter(self._place.rank, self.settings.max_size)
+        self._rank = RankWriter(self._place.rank, self.settings.max_size, staging_bytes=self.settings.staging)
         self._rank_info = {**environment(), "rank": self._place.rank_number, "optimizers": []}
         self._rank.write_rank(self._rank_info)
         if self.from_python and not self.settings.quiet and self._place.rank_number == 0:

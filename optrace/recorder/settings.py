@@ -35,6 +35,8 @@ class Settings:
     """End the process cleanly after this step."""
     memory: int | None = None
     """Bytes that the recorder may hold on the device; None: the smaller of one copy of the parameters and 5 % of it."""
+    staging: int | None = None
+    """Bytes of whole tensors that may wait for the disk before training does; None: 512 MB."""
     max_size: int | None = None
     """Bytes on disk after which recording stops, saying so."""
     force: bool = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from optrace.recorder.jobs import size_of
@@ -13,6 +15,11 @@ from optrace.recorder.tensors import COMPLEX, Found, bytes_at, dtype_name, torch
 
 Values = dict[str, tuple[str, tuple[int, ...], Any]]
 """`<optimizer>/<quantity>/<param>` -> dtype name, shape, buffer; what `RankWriter.write_values` takes."""
+
+Buffer = npt.NDArray[np.uint8]
+
+_KEPT = 64
+"""Free buffers of one size that are kept."""
 
 KEYFRAME = 1000
 """With `--values grad`, parameters and state are kept whole each so many steps."""
@@ -40,6 +47,54 @@ def views_of(keys: Iterable[str], things: Iterable[Any], located: Located) -> Va
     return values
 
 
+class KeptBuffers:
+    """Memory for copies that is used again: the first touch of fresh pages costs more than the copying."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Buffer]] = {}
+
+    def copy(self, source: Any) -> Buffer:
+        """The bytes of a buffer, in memory of their own."""
+        size = memoryview(source).nbytes
+        if size == 0:
+            return np.empty(0, np.uint8)
+        try:
+            kept = self._free[size].pop()
+        except (KeyError, IndexError):
+            kept = np.empty(size, np.uint8)
+        np.copyto(kept, np.frombuffer(source, np.uint8))
+        return kept
+
+    def give_back(self, buffers: Iterable[Buffer]) -> None:
+        """Take memory back that nobody reads any more."""
+        for buffer in buffers:
+            free = self._free.setdefault(buffer.nbytes, [])
+            if buffer.nbytes and len(free) < _KEPT:
+                free.append(buffer)
+
+    def release(self) -> None:
+        """Forget all memory that is not in use."""
+        self._free.clear()
+
+
+buffers = KeptBuffers()
+"""Those of this process."""
+
+
 def copied(values: Values) -> Values:
     """The same values in memory of their own, safe from what the rule does."""
-    return {key: (dtype, shape, bytes(buffer)) for key, (dtype, shape, buffer) in values.items()}
+    return {key: (dtype, shape, buffers.copy(buffer)) for key, (dtype, shape, buffer) in values.items()}
+
+
+def owned(values: Values) -> Values:
+    """The same values, copied where they have not been yet."""
+    return {
+        key: (dtype, shape, buffer if isinstance(buffer, np.ndarray) else buffers.copy(buffer))
+        for key, (dtype, shape, buffer) in values.items()
+    }
+
+
+def returner(values: Values) -> Callable[[], None]:
+    """A function that gives the memory of owned values back, once they are written."""
+    kept = [buffer for _, _, buffer in values.values()]
+    return lambda: buffers.give_back(kept)

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,38 @@ def write_values(
     `values`: key to (dtype name, shape, C-contiguous buffer). TraceError for a buffer that does not fit its shape;
     OSError as the system gives it; the file appears whole or not at all.
     """
-    header, buffers = _pack(values)
-    size = len(header) + sum(len(buffer) for buffer in buffers)
-    if room is not None and size > room:
+    packed = pack_values(values)
+    if room is not None and packed.size > room:
         return None
+    write_packed(rank, step, packed)
+    return packed.size
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A values file before it is written: its header, the buffers behind it, and its size in bytes."""
+
+    header: bytes
+    buffers: list[memoryview]
+    size: int
+
+
+def pack_values(values: Mapping[str, tuple[str, Sequence[int], Any]]) -> Packed:
+    """Lay out a values file over the given buffers; TraceError for one that does not fit its shape."""
+    header, buffers = _pack(values)
+    return Packed(header, buffers, len(header) + sum(len(buffer) for buffer in buffers))
+
+
+def write_packed(rank: Path, step: int, packed: Packed) -> None:
+    """Write a values file below `rank`; it appears whole or not at all. OSError as the system gives it."""
     folder = values_folder(rank)
     folder.mkdir(exist_ok=True)
     temporary = folder / f".{values_name(step)}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         try:
-            write_all(fd, header)
-            for buffer in buffers:
+            write_all(fd, packed.header)
+            for buffer in packed.buffers:
                 write_all(fd, buffer)
         finally:
             os.close(fd)
@@ -107,7 +128,6 @@ def write_values(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return size
 
 
 def _pack(values: Mapping[str, tuple[str, Sequence[int], Any]]) -> tuple[bytes, list[memoryview]]:

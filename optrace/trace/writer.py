@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace.background import BackgroundWriter
 from optrace.trace.batches import EventBatches, GroupBatches, StepBatches, TensorLayout
 from optrace.trace.jsonfile import read_json, write_json
 from optrace.trace.schema import FORMAT, SEGMENT_BYTES, TABLES, Event
 from optrace.trace.segments import Sealer
 from optrace.trace.stream import TableStream
-from optrace.trace.values import write_values
+from optrace.trace.values import pack_values, write_packed
 
 __all__ = ["Event", "RankWriter", "RunWriter", "TensorLayout", "TraceFull"]
 
@@ -72,8 +74,12 @@ class RankWriter:
         max_bytes: int | None = None,
         *,
         segment_bytes: int = SEGMENT_BYTES,
+        staging_bytes: int | None = None,
     ) -> None:
-        """`folder` exists and is this process's alone; `max_bytes` bounds all that is written below it."""
+        """`folder` exists and is this process's alone; `max_bytes` bounds all that is written below it.
+
+        `staging_bytes` bounds the whole tensors that wait to be written in the background (None: 512 MB).
+        """
         self.folder = Path(folder)
         self.max_bytes = max_bytes
         self.segment_bytes = segment_bytes
@@ -89,6 +95,7 @@ class RankWriter:
         self._steps = StepBatches()
         self._events = EventBatches()
         self._sealer = Sealer()
+        self._background = BackgroundWriter(staging_bytes)
 
     @property
     def bytes_written(self) -> int:
@@ -185,25 +192,35 @@ class RankWriter:
                 self._busy = False
             self._after_write()
 
-    def write_values(self, step: int, values: Mapping[str, tuple[str, Sequence[int], Any]]) -> None:
+    def write_values(
+        self,
+        step: int,
+        values: Mapping[str, tuple[str, Sequence[int], Any]],
+        done: Callable[[], None] | None = None,
+    ) -> None:
         """Write whole tensors of a step, before its `write_step`.
 
         `values` maps `<optimizer>/<quantity>/<param>` to (dtype name, shape, C-contiguous buffer of the elements in
-        this machine's little-endian order). TraceFull, TraceError, OSError: no file is left.
+        this machine's little-endian order). With `done` they are written by a thread while the caller goes on: the
+        buffers must stay as they are until `done` is called. The call waits when too much is waiting to be written.
+        TraceFull, TraceError, OSError (also of an earlier call's values): no file is left.
         """
         with self._lock:
             self._check()
-            room = None if self.max_bytes is None else self.max_bytes - self.bytes_written
-            size = write_values(self.folder, step, values, room)
-            if size is None:
+            packed = pack_values(values)
+            if self.max_bytes is not None and packed.size > self.max_bytes - self.bytes_written:
                 raise self._full()
-            self._value_bytes += size
+            if done is None:
+                write_packed(self.folder, step, packed)
+            else:
+                self._background.put(packed.size, partial(write_packed, self.folder, step, packed), done)
+            self._value_bytes += packed.size
 
     def close(self, end: str = "clean") -> None:
         """Seal what is open and write `end` ("clean", or "error: ...") to rank.json; a second call does nothing.
 
         A segment that cannot be sealed stays as the stream that it is, as readable as before, and rank.json says why.
-        OSError when rank.json cannot be written. In a forked child only the files are closed.
+        OSError when rank.json or values that waited cannot be written. In a forked child only the files are closed.
         """
         if os.getpid() != self._pid:
             for stream in self._streams.values():
@@ -214,6 +231,11 @@ class RankWriter:
             if self._closed:
                 return
             self._closed = True
+            problem: BaseException | None = None
+            try:
+                self._background.close()
+            except Exception as error:  # the tables are finished all the same
+                problem = error
             for stream in self._streams.values():
                 self._sealer.add(stream.finish())
             self._sealer.close()
@@ -221,6 +243,8 @@ class RankWriter:
             if self._sealer.problems:
                 info["unsealed"] = self._sealer.problems
             write_json(self.folder / "rank.json", info)
+            if problem is not None:
+                raise problem
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
