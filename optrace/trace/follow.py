@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from optrace.errors import TraceError
 from optrace.trace.arrays import booleans, elements
 from optrace.trace.schema import TABLES
@@ -23,15 +25,15 @@ def follow(trace: Trace, name: str, interval: float) -> Iterator[pd.DataFrame]:
     if name not in TABLES:
         raise TraceError(f"{name!r} cannot be followed; choose one of {', '.join(TABLES)}")
     after: dict[int, int] = {}
-    seen = 0
+    seen = np.zeros(0, np.int64)
     while True:
         over = _over(trace)
         trace.refresh()
         if trace.ranks:
             if name == "events":
                 rows = trace.arrow(name)
-                rows = rows.filter(booleans(elements(rows.column("seq")) > seen))
-                seen = max(rows.column("seq").to_pylist(), default=seen)
+                numbers = elements(rows.column("seq"))
+                rows, seen = rows.filter(booleans(~np.isin(numbers, seen))), numbers
             else:
                 rows = trace.arrow(name, after=after)
                 after = trace.last_steps

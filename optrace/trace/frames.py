@@ -69,7 +69,10 @@ def steps_frame(rows: Any) -> pd.DataFrame:
 
 
 def events_frame(rows: Any) -> pd.DataFrame:
-    """The table `events` in order of seq; `data` holds dicts."""
+    """The table `events` in order of seq (in the files, those that waited for an optimizer's first step come late);
+    `data` holds dicts.
+    """
+    rows = rows.take(np.argsort(elements(rows.column("seq")), kind="stable")) if "seq" in rows.column_names else rows
     frame = _frame(rows)
     if "data" in frame:
         frame["data"] = objects([event_data(text) for text in rows.column("data").to_pylist()])

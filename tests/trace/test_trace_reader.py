@@ -438,8 +438,24 @@ def test_the_deep_check_finds_what_does_not_fit_together(tmp_path):
             "requires_grad",
         )
     ] + [
-        "rank=00000: events: seq does not increase",
+        "rank=00000: events: a seq occurs twice",
         "rank=00000: events: the steps of optimizer 0 are not numbered one after the other",
         "rank=00000: tensors: 16 rows count more special elements than the tensor has",
         "rank=00000: steps: 1 rows occur twice",
     ]
+
+
+def test_events_that_waited_for_an_optimizer_stand_where_they_happened(tmp_path):
+    story = Story(tmp_path / "run").tell(2)
+    early, late = story.seq + 1, story.seq + 2
+    story.writer.write_events([Event(late, 0, "user", -1, {"name": "late"})])
+    trace = open_trace(tmp_path / "run")
+    following = trace.follow("events", interval=0.01)
+    seen = len(next(following))
+    story.writer.write_events([Event(early, 0, "zero_grad", 1, {})])
+    assert next(following)["seq"].tolist() == [early]
+    trace.refresh()
+    assert trace.events["seq"].tolist() == list(range(1, seen + 2))
+    assert trace.events["kind"].tolist()[-2:] == ["zero_grad", "user"]
+    story.writer.close()
+    assert open_trace(tmp_path / "run").verify() == []
