@@ -82,11 +82,12 @@ def _what(report: DiffReport) -> str:
     if first.kind == "none":
         where = report.b if first.b is None else report.a
         return f"the gradient of {first.param}: None in {where}"
-    if report.causes and report.causes[0].claimed:
-        return report.causes[0].cls
-    if first.kind == "missing":
+    claimed = report.causes[0] if report.causes and report.causes[0].claimed else None
+    if first.kind == "missing" and (claimed is None or not first.quantity.startswith("state.")):
         where = report.a if first.b is None else report.b
         return f"what was recorded: {_missing(first)} is only in {where}"
+    if claimed is not None:
+        return claimed.cls
     return quantity_words(first.quantity, min(first.step, first.step_b))
 
 
