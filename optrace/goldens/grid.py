@@ -93,9 +93,9 @@ def sparse_rows(case: Case, param: str, step: int) -> tuple[int, ...]:
     return tuple(row for row in range(rows) if (row * 7 + step * 3) % 5 < 2)
 
 
-ONE: dict[str, tuple[int, Shape]] = {"w": (0, (3, 4)), "b": (0, (5,))}
+ONE: dict[str, tuple[int, Shape]] = {"w": (0, (2, 3)), "b": (0, (5,))}
 TWO: dict[str, tuple[int, Shape]] = {
-    "first.w": (0, (3, 4)),
+    "first.w": (0, (2, 3)),
     "first.b": (0, (4,)),
     "second.w": (1, (4,)),
     "second.b": (1, (4,)),

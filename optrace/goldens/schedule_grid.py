@@ -37,11 +37,11 @@ THREE = ({"lr": 0.1}, {"lr": 0.037}, {"lr": 3e-7})
 SGD = ({"lr": 0.1, "momentum": 0.6}, {"lr": 0.037, "momentum": 0.0})
 ADAM = ({"lr": 0.1, "betas": [0.8, 0.95]}, {"lr": 3e-7, "betas": [0.9, 0.999]})
 EDITS: Edits = {5: {0: 0.7}, 13: {1: 0.02, 2: 1e-6}, 20: {0: 0.03}}
-JUMPS = {6: 9, 11: 3, 12: 3, 17: 0, 18: 14}
+JUMPS = {6: 18, 11: 4, 12: 4, 17: 0, 18: 12}
 
 
 def _table(ratio: float, wobble: float, length: int = 40) -> dict[str, Any]:
-    return {"table": [round(ratio**e + wobble * (e % 3), 6) for e in range(length)]}
+    return {"table": [round(ratio ** (e + 1) + wobble * (e % 3), 6) for e in range(length)]}
 
 
 MAIN: dict[str, dict[str, dict[str, Any]]] = {
@@ -66,14 +66,14 @@ MAIN: dict[str, dict[str, dict[str, Any]]] = {
     },
     "constantlr": {
         "plain": {},
-        "factor": {"factor": 0.7, "total_iters": 9},
+        "factor": {"factor": 0.41, "total_iters": 12},
         "never-back": {"factor": 0.3, "total_iters": 0},
         "one": {"factor": 0.3, "total_iters": 1},
     },
     "linearlr": {
         "plain": {},
-        "decay": {"start_factor": 1.0, "end_factor": 0.1, "total_iters": 11},
-        "warmup": {"start_factor": 0.01, "total_iters": 17},
+        "decay": {"start_factor": 1.0, "end_factor": 0.1, "total_iters": 17},
+        "warmup": {"start_factor": 0.01, "total_iters": 40},
         "level": {"start_factor": 0.77, "end_factor": 0.77, "total_iters": 3},
         "no-iters": {"start_factor": 0.25, "total_iters": 0},
     },
@@ -137,6 +137,9 @@ MAIN: dict[str, dict[str, dict[str, Any]]] = {
         "absolute": {"patience": 1, "factor": 0.5, "threshold": 0.25, "threshold_mode": "abs"},
         "max-absolute": {"mode": "max", "patience": 0, "factor": 0.7, "threshold": 0.2, "threshold_mode": "abs"},
         "cooldown": {"patience": 1, "factor": 0.5, "cooldown": 3},
+        "long-cooldown": {"patience": 0, "factor": 0.5, "cooldown": 6, "threshold": 0.0},
+        "no-threshold": {"patience": 1, "factor": 0.5, "threshold": 0.0},
+        "no-threshold-max": {"mode": "max", "patience": 1, "factor": 0.5, "threshold": 0.0},
         "no-patience": {"patience": 0, "factor": 0.9},
         "min-lr": {"patience": 0, "factor": 0.1, "min_lr": [0.005, 0.0, 1e-7]},
         "eps": {"patience": 0, "factor": 0.5, "eps": 0.004},
@@ -269,7 +272,7 @@ def schedule_cases(rule: str) -> Iterator[ScheduleCase]:
     rest: Any = {"steps": steps, "metrics": metrics, "groups": groups}
     yield ScheduleCase(rule, "groups", rich, "groups with lrs of their own, one of them tiny", **rest)
     yield ScheduleCase(rule, "edited", rich, "somebody writes lr between steps", edits=edits, **rest)
-    yield ScheduleCase(rule, "resume", rich, "saved after step 9 and loaded", resume=9, edits={7: {0: 0.05}}, **rest)
+    yield ScheduleCase(rule, "resume", rich, "saved after step 13 and loaded", resume=13, edits={7: {0: 0.05}}, **rest)
     if rule in JUMPING:
         jumps: Mapping[int, float] = JUMPS
         if rule == "cosineannealingwarmrestarts":

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Wrong optimizers, as edits (old, new) of the right ones in `optimizer_bases`; a name says what is wrong."""
 
 from __future__ import annotations
