@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from optrace.compare.causes import data, gradients, groups, lr, start, state, steps, updates
 from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
-from optrace.compare.causes.rules import Verdict, judge_rules, unknown
 from optrace.errors import OptraceError
+
+if TYPE_CHECKING:
+    from optrace.compare.causes.rules import Verdict
 
 MOST = 6
 """Causes that a report holds at most."""
@@ -39,6 +42,8 @@ class _Rules:
 
     def __call__(self, pair: int) -> Verdict:
         if pair not in self._verdicts:
+            from optrace.compare.causes.rules import Verdict, judge_rules  # loads every rule
+
             try:
                 self._verdicts[pair] = judge_rules(self.case, pair)
             except OptraceError:
@@ -165,6 +170,8 @@ def _claimed_first(causes: Sequence[Cause]) -> list[Cause]:
 
 def _of_update(case: Case, rules: _Rules) -> list[Cause]:
     """Equal inputs, another result: the rule, or an update that was not made."""
+    from optrace.compare.causes.rules import unknown
+
     first = case.first
     assert first is not None
     found = list(updates.unmoved(case))

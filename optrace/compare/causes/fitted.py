@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optrace.compare.causes.replays import Recorded
-from optrace.reference.rule import Rule
-from optrace.reference.variants import Variant
 from optrace.replayer.cubes import Cube, renamed
+from optrace.replayer.known import Rule, Variant
 
 Floats = NDArray[np.float64]
 

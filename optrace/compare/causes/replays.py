@@ -11,9 +11,9 @@ import numpy as np
 from optrace.compare.causes.case import Case
 from optrace.compare.names import SYNONYMS
 from optrace.compare.source import param_rows
-from optrace.reference.rule import RULES
 from optrace.replayer.cubes import Cube, Member, cubes, cut, renamed
 from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, Step, residuals
+from optrace.replayer.known import RULES
 
 STEP_EPS = 4.0
 """Error that one step may have, in eps."""

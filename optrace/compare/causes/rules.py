@@ -13,8 +13,7 @@ from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.fitted import fitted_variants
 from optrace.compare.causes.replays import Recorded, Trial
 from optrace.compare.words import count_words
-from optrace.reference.rule import RULES, Rule
-from optrace.reference.variants import VARIANTS, Variant
+from optrace.replayer.known import RULES, VARIANTS, Rule, Variant
 
 
 @dataclass(frozen=True)
