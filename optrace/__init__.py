@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optrace.compare.lint.run import lint as lint
     from optrace.compare.repro import repro as repro
     from optrace.compare.run import diff as diff
     from optrace.goldens.check import check_golden as check_golden
@@ -32,6 +33,7 @@ _PUBLIC = {
     "diff": ("optrace.compare.run", "diff"),
     "check_golden": ("optrace.goldens.check", "check_golden"),
     "identify": ("optrace.replayer.identify", "identify"),
+    "lint": ("optrace.compare.lint.run", "lint"),
     "replay": ("optrace.replayer.run", "replay"),
     "repro": ("optrace.compare.repro", "repro"),
     "OptraceError": ("optrace.errors", "OptraceError"),
@@ -45,6 +47,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "diff",
     "event",
     "identify",
+    "lint",
     "open",
     "record",
     "replay",

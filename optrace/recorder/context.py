@@ -13,6 +13,7 @@ import torch
 
 from optrace.recorder.fingerprints import combine, is_plain, signed
 from optrace.recorder.generators import generator_fingerprint
+from optrace.recorder.leftovers import Leftovers
 
 Value = float | torch.Tensor
 """A number, or a 0-d tensor on a device that is read when the step has ended."""
@@ -175,6 +176,7 @@ class StepContext:
         self._running: list[Backward] = []
         self._scaled: list[tuple[weakref.ref[Any], Value]] = []
         self._at_first_step = at_first_step
+        self._leftovers = Leftovers()
         self.after_backward: Callable[[Any, int], None] | None = None
         """Called with each optimizer whose gradients a backward has changed, and how many that makes since its step."""
 
@@ -258,11 +260,13 @@ class StepContext:
                 given[key] = track.n_backward
         backward = Backward(values, rng, given, marks)
         self._running.append(backward)
+        self._leftovers.before_backward()
         return backward
 
     def end_backward(self, backward: Backward) -> None:
         """Count the backward for those optimizers whose gradients it changed."""
         self._running = [running for running in self._running if running is not backward]
+        self._leftovers.after_backward()
         if backward.marks:
             with torch._C.DisableTorchFunction():
                 for key, marks in backward.marks:
@@ -344,6 +348,14 @@ class StepContext:
 
     # ---- the step ----
 
+    def kept_gradients(self, optimizer: Any) -> bool:
+        """Whether the step just taken used gradients that still held those of the step before (of its first steps)."""
+        return self._leftovers.found(optimizer)
+
+    def known(self) -> list[Any]:
+        """The live optimizers that have an account."""
+        return [optimizer for optimizer, _ in self._live()]
+
     def take(self, optimizer: Any) -> dict[str, Any]:
         """Return what happened since the optimizer's last step and start anew.
 
@@ -368,6 +380,7 @@ class StepContext:
         }
         self._closed, self._tracks[key] = track, self._closed
         self._tracks[key].clear()
+        self._leftovers.after_step(optimizer, _probes)
         if key not in self._stepped:
             self._stepped.add(key)
             self._at_first_step()

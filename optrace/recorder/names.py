@@ -69,6 +69,22 @@ class ParamNames:
             names[key] = _unused(name, used)
         return names
 
+    def unheld(self, params: Sequence[torch.Tensor], held: Sequence[torch.Tensor]) -> list[str]:
+        """Names of parameters that have a gradient and are not among `held`, in the models that `params` belong to.
+
+        From the last scan: models that were made later are not looked at.
+        """
+        models = {id(self._found[id(param)][1]()) for param in params if self._known(param)}
+        known = {id(param) for param in (*params, *held)}
+        names = []
+        for key, (reference, owner, name) in self._found.items():
+            param, model = reference(), owner()
+            if param is None or model is None or id(model) not in models or key in known:
+                continue
+            if param.requires_grad and param.is_leaf and param.grad is not None:
+                names.append(name)
+        return sorted(names)
+
     def _qualified(self, params: list[torch.Tensor]) -> dict[int, str]:
         """Qualified names of those parameters that live modules own."""
         if not all(self._known(param) for param in params):

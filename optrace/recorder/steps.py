@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from optrace.recorder.session import Session
 
 
+_LISTED = 100
+"""Names of parameters that an event lists at most."""
 _REAL = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
@@ -232,11 +235,28 @@ class Steps:
         taken["seconds"] = None if track.ended is None else now - track.ended - track.hooked
         finished = track.capture.after(optimizer) if kind is Kind.RECORDED else None
         track.completed += 1
+        self._oversights(optimizer, track)
         if track.world is not None:
             session.write_world(track, optimizer, track.world)
             track.world = None
         if finished is not None:
             session.write_step(track, optimizer, finished, taken)
+
+    def _oversights(self, optimizer: Any, track: Track) -> None:
+        """Tell what is rarely meant and can only be seen while the program runs; of the first steps."""
+        if self._session.context.kept_gradients(optimizer):
+            self._session.tell("gradients kept", optimizer=optimizer, step=track.completed)
+        if track.completed == 1:
+            held = [param for other in self._session.context.known() for param in _params(other)]
+            unheld, twice = self._names.unheld(_params(optimizer), held), _held_twice(optimizer)
+            if unheld:
+                listed = unheld[:_LISTED]
+                self._session.tell("unheld", optimizer=optimizer, params=listed, count=len(unheld))
+            if twice:
+                groups = [group for group in optimizer.param_groups if isinstance(group, dict)]
+                names = self._names.name(track.index, groups)
+                params = [names[id(param)] for param in twice[:_LISTED]]
+                self._session.tell("held twice", optimizer=optimizer, params=params, count=len(twice))
 
     def _stop_if_done(self, track: Track) -> None:
         """End the program when all optimizers have come as far as `stop_after` says."""
@@ -297,6 +317,12 @@ def _first_param(optimizer: Any) -> Any:
 
 def _params(optimizer: Any) -> list[Any]:
     return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def _held_twice(optimizer: Any) -> list[Any]:
+    """Parameters that the groups list more than once, each once."""
+    counts = Counter(map(id, params := _params(optimizer)))
+    return list({id(param): param for param in params if counts[id(param)] > 1}.values())
 
 
 def _all_unmeasurable(optimizer: Any) -> bool:

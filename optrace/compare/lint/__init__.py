@@ -1,0 +1,1 @@
+"""Looking at one run for what goes wrong often: `optrace.lint`, its rules, and what they say."""

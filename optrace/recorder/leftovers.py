@@ -1,0 +1,86 @@
+"""Sees whether gradients outlive the step that used them, so that the next backward adds to them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+STEPS = 3
+"""Steps of an optimizer after which its gradients are watched: who never clears them does not clear these."""
+
+Left = tuple[weakref.ref[torch.Tensor], weakref.ref[torch.Tensor], int]
+"""A parameter, its gradient and the gradient's version; neither is kept alive."""
+
+
+class Leftovers:
+    """The gradients that the first steps of each optimizer left behind, as long as nothing but a backward touches them.
+
+    A gradient is followed by its identity and version from the end of a step through every backward to the next step.
+    What is cleared (in place or not), replaced or edited between two backwards is no longer followed. So nothing rests
+    on whether a `zero_grad` was seen.
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[int, list[Left]] = {}
+        """By id of the optimizer."""
+        self._touched: set[int] = set()
+        """Optimizers for which a backward has run since their step."""
+        self._steps: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._found: set[int] = set()
+
+    def before_backward(self) -> None:
+        """Forget gradients that are no longer what the step, or the last backward, left."""
+        for key in list(self._left):
+            left = [entry for entry in self._left[key] if _as_left(entry)]
+            if left:
+                self._left[key] = left
+            else:
+                del self._left[key]
+
+    def after_backward(self) -> None:
+        """Take the gradients that a backward has added to as the same ones."""
+        for key, left in self._left.items():
+            grown = [entry for entry in left if not _as_left(entry)]
+            if grown:
+                self._touched.add(key)
+                self._left[key] = _look(param for reference, _, _ in left if (param := reference()) is not None)
+
+    def after_step(self, optimizer: Any, probes: Callable[[Any], Iterable[torch.Tensor]]) -> None:
+        """Judge a step, and follow what it leaves; only of an optimizer's first steps."""
+        key = id(optimizer)
+        if key in self._left and key in self._touched:
+            self._found.add(key)
+        self._left.pop(key, None)
+        self._touched.discard(key)
+        reference, count = self._steps.get(key, (None, 0))
+        if reference is None or reference() is not optimizer:
+            reference, count = weakref.ref(optimizer), 0
+        if count < STEPS:
+            self._left[key] = _look(probes(optimizer))
+        if count <= STEPS:
+            self._steps[key] = reference, count + 1
+
+    def found(self, optimizer: Any) -> bool:
+        """Whether the step last judged used gradients left by the one before; asked once a step."""
+        key = id(optimizer)
+        if key in self._found:
+            self._found.discard(key)
+            return True
+        return False
+
+
+def _look(params: Iterable[torch.Tensor]) -> list[Left]:
+    return [
+        (weakref.ref(param), weakref.ref(grad), grad._version)
+        for param in params
+        if type(grad := param.grad) is torch.Tensor
+    ]
+
+
+def _as_left(entry: Left) -> bool:
+    param = entry[0]()
+    grad = None if param is None else param.grad
+    return grad is not None and grad is entry[1]() and grad._version == entry[2]
