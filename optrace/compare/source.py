@@ -197,11 +197,9 @@ def param_rows(source: Source) -> list[dict[str, Any]]:
 
     Of a recorded run they are read from its params.json, so that no frame is made.
     """
-    from optrace.trace.jsonfile import read_json
-
-    folder = getattr(source.trace, "rank_path", None)
-    if isinstance(folder, Path):
-        rows = read_json(folder / "params.json", list) if (folder / "params.json").exists() else []
+    read = getattr(source.trace, "params_rows", None)
+    if read is not None:
+        rows = [row for row in read() if isinstance(row, dict)]
     else:
         rows = source.trace.arrow("params").to_pylist() if hasattr(source.trace, "arrow") else []
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from optrace.recorder.names import ParamNames
 from optrace.recorder.plans import AfterPlan, BeforePlan, Label, Located, StateLabel, make_label
 from optrace.recorder.selection import Quantities
 from optrace.recorder.settings import Settings
+from optrace.recorder.shards import Piece, Shard
 from optrace.recorder.tensors import NOTHING, Found, Kind
 from optrace.trace.writer import TensorLayout
 
@@ -117,6 +119,7 @@ class Capture:
         self._group_keys: list[tuple[int, str]] = []
         self._running: _Running | None = None
         self._told: set[str] = set()
+        self._pieces: dict[str, dict[str, Piece]] = {}
 
     @property
     def held(self) -> int:
@@ -130,7 +133,17 @@ class Capture:
 
     def params_table(self, optimizer_class: str) -> list[dict[str, Any]]:
         """The rows of the table `params`."""
-        return self.inventory.rows(optimizer_class)
+        rows = self.inventory.rows(optimizer_class)
+        for row in rows:
+            blocks: dict[Piece, list[str]] = {}
+            for quantity, piece in self._pieces.get(row["param"], {}).items():
+                blocks.setdefault(piece, []).append(quantity)
+            if blocks:
+                row["pieces"] = [{"quantities": names, **piece.as_dict()} for piece, names in blocks.items()]
+            whole_shape = next((piece.whole for piece in blocks if piece.whole is not None), None)
+            if whole_shape is not None:
+                row |= {"shape": list(whole_shape), "numel": math.prod(whole_shape), "placement": "(FlatShard(),)"}
+        return rows
 
     # ---- step 0 ----
 
@@ -393,15 +406,30 @@ class Capture:
         return self.inventory.groups[index] if index >= 0 else -1
 
     def _param_labels(self, quantity: str, numels: Sequence[int], kinds: Sequence[Kind]) -> list[Label]:
+        for name, kind in zip(self.inventory.names, kinds, strict=True):
+            self._note_piece(name, quantity, kind)
         rows = zip(self.inventory.groups, self.inventory.names, numels, kinds, strict=True)
         return [make_label(group, name, quantity, numel, kind) for group, name, numel, kind in rows]
 
     def _state_labels(self, quantity: str, state: StateFound) -> list[Label]:
+        for (name, key), kind in zip(state.names, state.located.kinds, strict=True):
+            self._note_piece(name, f"{quantity}.{key}", kind)
         rows = zip(state.labels, state.names, state.located, strict=True)
         return [
             make_label(self._group_of(index), name, f"{quantity}.{key}", numel, kind)
             for (index, key), (name, _), (_, numel, kind) in rows
         ]
+
+    def _note_piece(self, name: str, quantity: str, kind: Kind) -> None:
+        """Remember for the table `params` which block of the whole this rank holds, if not all of it."""
+        piece = kind.piece if isinstance(kind, Shard) else None
+        known = self._pieces.get(name, {})
+        if known.get(quantity) != piece and (piece is not None or isinstance(kind, torch.dtype)):
+            if piece is None:
+                del known[quantity]
+            else:
+                self._pieces.setdefault(name, {})[quantity] = piece
+            self.params_changed = True
 
     def _layout_of(self, labels: list[Label]) -> TensorLayout:
         key = tuple(labels)

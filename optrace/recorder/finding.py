@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from optrace.recorder.inventory import Inventory
 from optrace.recorder.known import KnownState, KnownTensors, addresses_of
 from optrace.recorder.plans import Located, StateLabel
 from optrace.recorder.selection import Quantities
+from optrace.recorder.shards import FlatPieces
 from optrace.recorder.state import Scalars, leaves, locate_leaf
-from optrace.recorder.tensors import NOTHING, Found, Unmeasurable, locate, quiet_torch
+from optrace.recorder.tensors import NOTHING, Found, Kind, Unmeasurable, locate, quiet_torch
 
 _NOTHING_LOCATED = Located([], [], [])
 
@@ -43,6 +44,7 @@ class Finder:
         """Where the numbers of a step are put to be measured."""
         self.changed = False
         """Set when the list of parameters, a size or a dtype has changed; whoever looks at it clears it."""
+        self._flat = FlatPieces()
         self._params: Located | None = None
         self._known_params: KnownTensors | None = None
         self._grads = _NOTHING_LOCATED
@@ -56,6 +58,7 @@ class Finder:
             if changed:
                 self.changed = True
                 self._known_params = self._known_state = None
+                self._flat.look(params)
             located, blind = self._params_at(params, keep)
             if not blind:
                 return params, located
@@ -74,6 +77,8 @@ class Finder:
         if self._params is not None and self._known_params is not None and self._known_params.are(params):
             return self._params, {}
         located = Located.of([locate(param, keep) for param in params])
+        if self._flat:
+            located.kinds = self._pieces(params, params, located)
         blind = {i: kind.reason for i, kind in enumerate(located.kinds) if isinstance(kind, Unmeasurable)}
         if not blind:
             if self._params is not None and not self._params.like(located):
@@ -107,7 +112,14 @@ class Finder:
                 one = NOTHING
             found.append(one)
         self._grads = Located.of(found)
+        if self._flat:
+            self._grads.kinds = self._pieces(params, grads, self._grads)
         return self._grads
+
+    def _pieces(self, params: Sequence[torch.Tensor], things: Sequence[Any], located: Located) -> list[Kind]:
+        """The kinds of what was located for each parameter, those of FSDP1's stretches as shards."""
+        rows = zip(params, things, located, strict=True)
+        return [self._flat.kind_of(param, thing, kind, numel) for param, thing, (_, numel, kind) in rows]
 
     def state(self, optimizer: Any, params: list[torch.Tensor], keep: list[Any], things: bool) -> StateFound:
         """The state of `params`; `things` says whether the leaves themselves are needed."""
@@ -127,6 +139,8 @@ class Finder:
             if isinstance(one[2], Unmeasurable):
                 self._tell_once("state not recorded", f"{key}: {one[2].reason}")
                 continue
+            if self._flat and index >= 0:
+                one = (one[0], one[1], self._flat.kind_of(params[index], thing, one[2], one[1]))
             labels.append((index, key))
             kept.append(thing)
             located.append(one)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from optrace.recorder.tensors import CODES, Found, Shard, Unmeasurable, torch_dtype
+from optrace.recorder.shards import Shard
+from optrace.recorder.tensors import CODES, Found, Unmeasurable, torch_dtype
 from optrace.trace.jobs import ITEMSIZE
 from optrace.trace.measure import JOB, ROW, STAT, measure
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
+from optrace.recorder.shards import Place, Shard, place_of
 from optrace.trace.measure import DTYPES
 
 _STRIDED = torch.strided
@@ -32,19 +32,6 @@ def _codes() -> tuple[dict[torch.dtype, int], frozenset[torch.dtype]]:
 
 CODES, COMPLEX = _codes()
 """The measuring code of every dtype that can be measured as it lies (complex: of its real view); the complex ones."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A piece of a larger tensor: its dtype and which elements of the whole it holds."""
-
-    dtype: torch.dtype
-    index_base: int
-    global_numel: int
-    sizes: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    layout: Any = field(default=None, compare=False, repr=False)
-    """int64 array [ndim, sizes.., strides..] for the measuring jobs; None where the elements follow each other."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +122,6 @@ def _locate_slowly(tensor: torch.Tensor, keep: list[Any]) -> Found:
         return local.data_ptr(), local.numel() * factor, kind
 
 
-Place = Callable[[torch.dtype, int], Shard]
-
-
 def _unwrap(tensor: torch.Tensor) -> tuple[torch.Tensor | Unmeasurable, Place | None]:
     """The plain tensor within a subclass, and, of a sharded one, which piece of the whole it is."""
     kind = type(tensor)
@@ -145,7 +129,7 @@ def _unwrap(tensor: torch.Tensor) -> tuple[torch.Tensor | Unmeasurable, Place | 
         return tensor, None
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(tensor, distributed.DTensor):
-        return _unwrap(tensor._local_tensor)[0], _place_of(tensor)
+        return _unwrap(tensor._local_tensor)[0], place_of(tensor)
     if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
         return tensor.as_subclass(torch.Tensor), None
     fake = sys.modules.get("torch._subclasses.fake_tensor")
@@ -159,32 +143,6 @@ def _unwrap(tensor: torch.Tensor) -> tuple[torch.Tensor | Unmeasurable, Place | 
     if callable(wait) and kind.__name__ == "AsyncCollectiveTensor":
         return _unwrap(wait())
     return Unmeasurable(f"{kind.__module__}.{kind.__qualname__} does not show its values"), None
-
-
-def _place_of(tensor: Any) -> Place | None:
-    """Which elements of the whole DTensor the local piece holds; None where it holds all."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    whole = tuple(tensor.shape)
-    sizes, offsets = compute_local_shape_and_global_offset(whole, tensor.device_mesh, tensor.placements)
-    local = tuple(tensor._local_tensor.shape)
-    if local == whole or tuple(sizes) != local:
-        return None
-    strides = [1] * len(whole)
-    for dim in range(len(whole) - 2, -1, -1):
-        strides[dim] = strides[dim + 1] * whole[dim + 1]
-    base = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
-    total = strides[0] * whole[0]
-
-    def place(dtype: torch.dtype, factor: int) -> Shard:
-        real_sizes, real_strides = list(local), [stride * factor for stride in strides]
-        if factor == 2:
-            real_sizes.append(2)
-            real_strides.append(1)
-        layout = np.array([len(real_sizes), *real_sizes, *real_strides], dtype=np.int64)
-        return Shard(dtype, base * factor, total * factor, tuple(real_sizes), tuple(real_strides), layout)
-
-    return place
 
 
 def placement_of(tensor: torch.Tensor) -> str | None:

@@ -26,11 +26,17 @@ T = TypeVar("T")
 def open_trace(path: str | os.PathLike[str] = "latest") -> Trace:
     """Open a run folder for reading; `latest` is the newest run below ./optrace-runs/.
 
-    The frames are those of the run's lowest rank; `Trace.rank` gives another. Nothing in the folder is executed or
+    The frames of a run of many ranks are those of the run as a whole (`optrace.trace.logical`); `Trace.rank` gives what
+    one rank recorded. Nothing in the folder is executed or
     trusted. TraceError when there is no trace, when it is damaged, or when a newer optrace wrote it.
     """
     folder = find_run(Path(path))
-    return Trace(folder, read_run_info(folder))
+    info = read_run_info(folder)
+    if sum(restart == 0 for _, restart in rank_folders(folder)) > 1:
+        from optrace.trace.logical import LogicalTrace
+
+        return LogicalTrace(folder, info)
+    return Trace(folder, info)
 
 
 class Trace:
@@ -188,10 +194,16 @@ class Trace:
 
             rows = no_rows(arrow_schema(name)).select(stored or arrow_schema(name).names)
         else:
-            rows = self._read().read(name, selection, stored, after)
+            rows = self.stored(name, selection, stored, after)
         if absmax:
             rows = _with_absmax(rows)
         return rows if columns is None else rows.select(list(columns))
+
+    def stored(
+        self, name: str, selection: Selection, columns: Sequence[str] | None, after: Mapping[int, int] | None = None
+    ) -> Any:
+        """Rows of a stored table (all but params) as they lie in the rank's folder; `columns` None for all."""
+        return self._read().read(name, selection, columns, after)
 
     def frame(self, name: str, rows: Any) -> pd.DataFrame:
         """The pandas frame of rows that `arrow` returned for the table `name`."""
@@ -216,7 +228,7 @@ class Trace:
     def optimizers(self) -> list[tuple[int, str]]:
         """Index and class name of each optimizer, in order of first step."""
         found: dict[int, str] = {}
-        for row in self._params_rows():
+        for row in self.params_rows():
             if isinstance(row, dict) and type(row.get("optimizer")) is int:
                 found.setdefault(row["optimizer"], str(row.get("optimizer_class")))
         return sorted(found.items())
@@ -285,14 +297,15 @@ class Trace:
     def _json(self, name: str, kind: type[T]) -> T:
         return cast("T", self._read().json(name, kind)) if self._key is not None else kind()
 
-    def _params_rows(self) -> list[Any]:
+    def params_rows(self) -> list[Any]:
+        """The rows of params.json as they are."""
         return self._cached("params", lambda: self._json("params.json", list))
 
     def _params_frame(self, optimizer: int | None, param: Names) -> pd.DataFrame:
         from optrace.trace import frames
 
         patterns = None if param is None else (param,) if isinstance(param, str) else tuple(param)
-        frame = frames.params_frame(self._params_rows())
+        frame = frames.params_frame(self.params_rows())
         if optimizer is not None:
             frame = frame[frame["optimizer"] == optimizer]
         if patterns is not None:
@@ -302,7 +315,7 @@ class Trace:
     def _places(self) -> dict[tuple[int, str], int]:
         return {
             (row["optimizer"], row["param"]): place
-            for place, row in enumerate(self._params_rows())
+            for place, row in enumerate(self.params_rows())
             if isinstance(row, dict) and type(row.get("optimizer")) is int and isinstance(row.get("param"), str)
         }
 

@@ -258,10 +258,13 @@ def test_ranks_restarts_and_children(tmp_path):
     (tmp_path / "run" / "rank=00009~").mkdir()
     trace = open_trace(tmp_path / "run")
     assert trace.ranks == [1, 3] and trace.rank_number == 1
-    assert trace.last_step() == 1 and trace.rank(3).last_step() == 2
+    assert trace.last_step() == trace.rank(3).last_step() == 2 and trace.rank(1).last_step() == 1
     assert trace.restarts(1) == 1 and trace.restarts(3) == 0
     assert trace.rank(1, 1).rank_path == tmp_path / "run" / "rank=00001.1"
-    assert trace.problems == ["rank 1 was started again 1 times: see .rank(1, 1)"]
+    assert trace.problems == [
+        "rank 1 stops after step 1 of optimizer 0 (it ended: clean); others go on to step 2",
+        "rank 1 was started again 1 times: see .rank(1, 1)",
+    ]
     assert [path.name for path in trace.children] == ["child-2", "child-10"]
     with pytest.raises(TraceError, match=r"no rank 2; it has rank=00001, rank=00001.1, rank=00003"):
         trace.rank(2)

@@ -1,0 +1,141 @@
+"""Which rank holds which block of which tensor: what is needed to read the folders of many ranks as one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optrace.errors import TraceError
+
+Key = tuple[int, str, str]
+"""Optimizer, param, quantity."""
+
+NOWHERE = -1
+"""The number of an empty block: it has no part in the whole."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a whole tensor: a row of `pieces` in params.json."""
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    of: tuple[int, ...]
+    part: tuple[int, ...] = ()
+    """Which summand it is of a tensor that is the sum over ranks; empty for plain elements."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return int(math.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Split:
+    """How one tensor is spread over the ranks."""
+
+    blocks: tuple[Block, ...]
+    """The different blocks that ranks hold; none for a tensor that every holder has whole."""
+    holders: tuple[tuple[int, ...], ...]
+    """The ranks that hold each block (of a whole tensor: the one entry lists all)."""
+    number_of: Mapping[int, int]
+    """Rank -> number of its block; NOWHERE for an empty one."""
+
+    @property
+    def count(self) -> int:
+        """Blocks that make the whole."""
+        return max(len(self.blocks), 1)
+
+    @property
+    def covers(self) -> bool:
+        """Whether all blocks together hold every element of the whole."""
+        if not self.blocks or self.blocks[0].part:
+            return True
+        whole: int = math.prod(self.blocks[0].of)
+        return sum(block.numel for block in self.blocks) == whole
+
+    @property
+    def summed(self) -> bool:
+        """Whether the true values are sums over the blocks."""
+        return bool(self.blocks) and bool(self.blocks[0].part)
+
+
+class Blocks:
+    """The blocks of all ranks' tensors, from their params.json."""
+
+    def __init__(self, params: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+        """`params`: rank to the rows of its params.json."""
+        self._holders: dict[tuple[int, str], list[int]] = {}
+        self._pieces: dict[Key, dict[int, Block]] = {}
+        self._splits: dict[Key, Split] = {}
+        for rank, rows in sorted(params.items()):
+            for row in rows:
+                name, optimizer = row.get("param"), row.get("optimizer")
+                if not isinstance(name, str) or type(optimizer) is not int:
+                    continue
+                self._holders.setdefault((optimizer, name), []).append(rank)
+                for quantity, block in _pieces(row):
+                    self._pieces.setdefault((optimizer, name, quantity), {})[rank] = block
+        self._all = sorted(params)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Optimizer and name of every parameter."""
+        return iter(self._holders)
+
+    def split(self, optimizer: int, param: str, quantity: str) -> Split:
+        """How a tensor is spread; `param_in`, `state_in.x` and `grad_micro.k` lie as `param`, `state.x` and `grad`."""
+        key = (optimizer, param, _base(quantity))
+        found = self._splits.get(key)
+        if found is None:
+            found = self._splits[key] = self._split(key)
+        return found
+
+    def _split(self, key: Key) -> Split:
+        ranks = self._holders.get(key[:2], self._all)
+        pieces = self._pieces.get(key, {})
+        number_of: dict[int, int] = {}
+        blocks: list[Block] = []
+        holders: list[list[int]] = []
+        if not pieces:
+            return Split((), (tuple(ranks),), dict.fromkeys(ranks, 0))
+        for rank in ranks:
+            block = pieces.get(rank)
+            if block is None:
+                number_of[rank] = NOWHERE  # it has not got so far as to record this tensor
+            elif not block.numel and block.shape != block.of:
+                number_of[rank] = NOWHERE
+            elif block in blocks:
+                number_of[rank] = blocks.index(block)
+                holders[number_of[rank]].append(rank)
+            else:
+                number_of[rank] = len(blocks)
+                blocks.append(block)
+                holders.append([rank])
+        return Split(tuple(blocks), tuple(tuple(ranks) for ranks in holders), number_of)
+
+
+def _base(quantity: str) -> str:
+    kind, dot, key = quantity.partition(".")
+    if kind == "grad_micro":
+        return "grad"
+    return kind.removesuffix("_in") + dot + key
+
+
+def _sizes(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _pieces(row: Mapping[str, Any]) -> Iterator[tuple[str, Block]]:
+    pieces = row.get("pieces") or ()
+    try:
+        for piece in pieces:
+            shape, offset, of = (_sizes(piece[name]) for name in ("shape", "offset", "of"))
+            part = _sizes(piece.get("part", ()))
+            if not len(shape) == len(offset) == len(of) or any(n < 0 for n in (*shape, *offset, *of)):
+                raise ValueError
+            for quantity in piece["quantities"]:
+                yield str(quantity), Block(shape, offset, of, part)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise TraceError(f"params.json is damaged: the pieces of {row.get('param')!r} make no sense") from None
