@@ -25,5 +25,9 @@ class GoldenError(OptraceError):
     """A golden or a candidate for one cannot be used as asked."""
 
 
+class NothingCovered(GoldenError):
+    """A candidate lacks what every chosen case of a golden asks for, so that nothing could be judged."""
+
+
 class OptionError(OptraceError, ValueError):
     """A reference optimizer or schedule was given an option outside its domain."""
