@@ -40,8 +40,15 @@ def case(scheduler: str, optimizer: str = "sgd", **options: Any) -> Case:
     def build(side: Any, target: Any, **more: Any) -> Any:
         return getattr(side, scheduler)(target, **copy.deepcopy(options), **more)
 
-    shown = "-".join(f"{key}={getattr(value, '__name__', value)}" for key, value in options.items())
+    shown = "-".join(f"{key}={_shown(value)}" for key, value in options.items())
     return Case(f"{scheduler}-{optimizer}-{shown}", build, optimizer)
+
+
+def _shown(value: Any) -> str:
+    """An option for a test's id, the same in every process: functions by their names."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_shown, value))}]"
+    return str(getattr(value, "__name__", value))
 
 
 def torch_optimizer(kind: str = "sgd", lrs: tuple[Any, ...] = LRS) -> torch.optim.Optimizer:
