@@ -46,7 +46,7 @@ def case(scheduler: str, optimizer: str = "sgd", **options: Any) -> Case:
 
 def _shown(value: Any) -> str:
     """An option for a test's id, the same in every process: functions by their names."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{','.join(map(_shown, value))}]"
     return str(getattr(value, "__name__", value))
 
