@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optrace.recorder.recording import stop as stop
     from optrace.recorder.watching import watch as watch
     from optrace.replayer.identify import identify as identify
+    from optrace.replayer.rebuild import value as value
     from optrace.replayer.run import replay as replay
     from optrace.trace.reader import Trace as Trace
     from optrace.trace.reader import open_trace as open
@@ -36,6 +37,7 @@ _PUBLIC = {
     "lint": ("optrace.compare.lint.run", "lint"),
     "replay": ("optrace.replayer.run", "replay"),
     "repro": ("optrace.compare.repro", "repro"),
+    "value": ("optrace.replayer.rebuild", "value"),
     "OptraceError": ("optrace.errors", "OptraceError"),
 }
 
@@ -54,6 +56,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "repro",
     "start",
     "stop",
+    "value",
     "watch",
 ]
 
