@@ -735,6 +735,73 @@ fault(
 )
 fault("other-batches", "own", "data-content", (1, "grad"), DIGITS, DIGITS.but(data=other_data))
 
+
+class Wider(Digits):
+    """Digits with one more hidden unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.norm, self.outside = nn.Linear(64, 25), nn.LayerNorm(25), nn.Linear(25, 10)
+
+
+class HalfState(OwnAdamW):
+    """AdamW that keeps its moments in bfloat16."""
+
+    def step(self, closure: Any = None) -> None:
+        for entry in self.state.values():
+            entry.update({k: v.float() for k, v in entry.items()})
+        super().step(closure)
+        for entry in self.state.values():
+            entry.update({k: v.bfloat16() for k, v in entry.items() if k != "step"})
+
+
+def overflow(state: State) -> None:
+    """A gradient that overflows at the fourth attempt, as with a loss scale that is too large."""
+    if state.step == 4:
+        state.net.outside.bias.grad[0] = float("inf")
+
+
+fault(
+    "one-hidden-unit-more",
+    "own",
+    "param-shape init",
+    (0, "param"),
+    DIGITS,
+    DIGITS.but(net=Wider),
+)
+fault(
+    "moments-in-bf16",
+    "own",
+    "state-dtype",
+    (1, "state.exp_avg"),
+    DIGITS.but(optimizer=adamw_groups("")),
+    DIGITS.but(optimizer=lambda net: HalfState(decay_groups(net), lr=3e-3)),
+)
+fault(
+    "scaler-skips",
+    "own",
+    "steps-missing",
+    (4, "hyper.lr"),
+    SCALED.but(before_step=lambda state: None),
+    SCALED.but(before_step=overflow),
+)
+fault(
+    "scaler-skips-at-constant-lr",
+    "own",
+    "steps-missing",
+    (4, "grad"),
+    SCALED.but(before_step=lambda state: None, schedule=None),
+    SCALED.but(before_step=overflow, schedule=None),
+)
+fault(
+    "schedule-slips-midway",
+    "own",
+    "lr-shift",
+    (6, "hyper.lr"),
+    REGRESSION,
+    REGRESSION.but(after_step=lambda s: [s.scheduler.step() for _ in range(2 if s.step == 5 else 1)]),
+)
+
 # --- controls: nothing may be blamed on the optimizer -------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from optrace.compare.causes import data, gradients, groups, lr, start, state, steps, updates
+from optrace.compare.causes import data, gradients, groups, lr, replicas, start, state, steps, updates
 from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
 from optrace.errors import OptraceError
@@ -79,6 +79,8 @@ def _primary(case: Case, rules: _Rules) -> list[Cause]:
     if first is None:
         return []
     kind, quantity = first.kind, first.quantity
+    if kind == "replica":
+        return list(replicas.drifted(case))
     if kind == "missing":
         return _of_missing(case, rules)
     if kind == "dtype":
@@ -101,6 +103,7 @@ def _primary(case: Case, rules: _Rules) -> list[Cause]:
     if base == "grad":
         return _one(
             lambda: steps.skipped(case),
+            lambda: replicas.clipped_apart(case),
             lambda: gradients.changed(case),
             lambda: _noise(case),
             lambda: data.upstream(case),
@@ -158,6 +161,9 @@ def _of_hyper(case: Case, rules: _Rules) -> list[Cause]:
     )
     found = moved if moved and in_moved else []
     if key in groups.LR_NAMES:
+        skipped = [] if found else list(steps.skipped(case))
+        if skipped and lr.shifted_by_skips(case):
+            return skipped
         return found or _claimed_first(list(lr.learning_rates(case))) or list(groups.options(case))
     return found or [
         cause for cause in groups.options(case) if key.partition(".")[0] in cause.summary.partition(" is ")[0]
@@ -206,12 +212,14 @@ def _inputs_apart(case: Case) -> bool:
 
 def _beside(case: Case, rules: _Rules) -> Iterator[Cause]:
     """Causes that do not follow from the numbers that parted first: settings, groups, dtypes, batches, rules."""
+    yield from replicas.drifted(case)
     yield from groups.missing_params(case)
     yield from start.dtypes(case)
     yield from groups.membership(case)
-    yield from (cause for cause in lr.learning_rates(case) if cause.claimed)
+    skips = case.first is not None and any(True for _ in steps.skipped(case))
+    yield from () if skips else (cause for cause in lr.learning_rates(case) if cause.claimed)
     yield from groups.options(case)
-    if case.first is not None and not case.first.quantity.startswith("grad"):
+    if case.first is not None and not skips and not case.first.quantity.startswith("grad"):
         yield from (cause for cause in data.batches_apart(case) if cause.claimed)
     for pair in range(len(case.matching.pairs)):
         if _may_differ_in_rule(case, pair):

@@ -54,6 +54,8 @@ class Fit:
     distinct: int
     """Values of A's schedule that were met, in the group that shows most."""
     factor: int = 0
+    since: int = 0
+    """First step of it; 0: all."""
 
 
 def same(a: Floats, b: Floats) -> NDArray[np.bool_]:
@@ -75,6 +77,19 @@ def learning_rates(case: Case) -> Iterator[Cause]:
         table = [series for series in _table(case, pair) if series.groups not in moved]
         if differing and any(len(series.unequal) for series in table):
             yield from _Tables(case, pair, table).decide()
+
+
+def shifted_by_skips(case: Case) -> bool:
+    """Whether lr at the first divergent step is the other side's some steps on, as after skipped optimizer steps."""
+    first = case.first
+    assert first is not None
+    n = int(case.column("n_skipped", 1).get(first.step, 0) - case.column("n_skipped", 0).get(first.step, 0))
+    early, late = first.step, first.step + abs(n)
+    for series in _table(case, case.pair):
+        own, other = (series.b, series.a) if n > 0 else (series.a, series.b)
+        if late >= len(other) or not same(own[early : early + 1], other[late : late + 1]).all():
+            return False
+    return n != 0
 
 
 def _table(case: Case, pair: int) -> list[Series]:
@@ -167,12 +182,13 @@ class _Tables:
             return "lr-shift"
         return "lr-value" if lags == {0} else None
 
-    def _fit(self, index: Callable[[Ints], Ints], factor: int, *, backwards: bool = False) -> Fit | None:
-        """Whether one side's table is the other's at steps `index(t)`; None where too little can be compared."""
+    def _fit(self, index: Callable[[Ints], Ints], factor: int, since: int = 0) -> Fit | None:
+        """Whether B's table from step `since` on is A's at steps `index(t)`; None where too little can be compared."""
         compared, distinct, met = 0, 0, 0
         for series in self.table:
-            own, other = (series.a, series.b) if backwards else (series.b, series.a)
+            own, other = series.b, series.a
             steps = np.flatnonzero(np.isfinite(own))
+            steps = steps[steps >= since]
             at = index(steps)
             inside = (at >= 1) & (at < len(other))
             steps, at = steps[inside], at[inside]
@@ -183,7 +199,11 @@ class _Tables:
             compared += len(steps)
             distinct = max(distinct, len(np.unique(own[steps])))
             met += int(np.isin(steps, series.unequal).sum())
-        return Fit(True, compared, distinct, factor) if compared >= DISTINCT and met >= 1 and distinct >= 2 else None
+        return (
+            Fit(True, compared, distinct, factor, since)
+            if compared >= DISTINCT and met >= 1 and distinct >= 2
+            else None
+        )
 
     def _rates(self) -> Iterator[Fit]:
         start = self.first_b
@@ -202,11 +222,16 @@ class _Tables:
             yield from slow[:1]
 
     def _shifts(self) -> Iterator[Fit]:
-        for k in range(1, max(self.last, 2)):
-            for shift in (k, -k):
-                fit = self._fit(lambda t, shift=shift: t + shift, shift)  # type: ignore[misc]
-                if fit is not None:
-                    yield fit
+        for since in (0, self.start) if self.start > self.first_b else (0,):
+            found = False
+            for k in range(1, max(self.last, 2)):
+                for shift in (k, -k):
+                    fit = self._fit(lambda t, shift=shift: t + shift, shift, since)  # type: ignore[misc]
+                    if fit is not None:
+                        found = True
+                        yield fit
+            if found:
+                return
 
     @staticmethod
     def _best(fits: Iterator[Fit]) -> Fit | None:
@@ -312,9 +337,10 @@ class _Tables:
     def _shift(self, fit: Fit) -> Cause:
         k = abs(fit.factor)
         when, other = ("early", "later") if fit.factor > 0 else ("late", "earlier")
+        since = f" since step {fit.since}" if fit.since else ""
         return Cause(
             "lr-shift",
-            f"the lr schedule of {{B}} is the one of {{A}}, {count_words(k, 'step')} {when}",
+            f"the lr schedule of {{B}} is the one of {{A}}, {count_words(k, 'step')} {when}{since}",
             f"in {{B}} start the schedule {count_words(k, 'step')} {other}: compare where scheduler.step() is called,"
             f" and last_epoch   (checked: makes lr equal at all {count_words(fit.compared, 'place')} compared)",
             (f"lr of {{B}} at step t is {{A}}'s at step t {'+' if fit.factor > 0 else '-'} {k}: {_met(fit)}",),
