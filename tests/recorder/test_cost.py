@@ -1,0 +1,129 @@
+"""What a recorded step may cost, counted rather than timed: passes over memory, Arrow calls, writes, threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import optrace
+from optrace.recorder import jobs, plans
+from optrace.trace.measure import COPY, HASH, STAT, UPDATE
+from optrace.trace.writer import BackgroundWriter
+
+torch.set_num_threads(1)
+
+WARM = 8
+"""Steps after which nothing new is met: the layouts of batches and the plans are made."""
+
+
+class Counter:
+    """Calls of functions that go on to do what they do."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+        self.calls = {}
+
+    def watch(self, owner, name, note=lambda *args, **kwargs: 1):
+        real, calls = getattr(owner, name), self.calls.setdefault((owner, name), [])
+
+        def counted(*args, **kwargs):
+            calls.append(note(*args, **kwargs))
+            return real(*args, **kwargs)
+
+        self.monkeypatch.setattr(owner, name, counted)
+        return calls
+
+
+def training(momentum=0.9):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=momentum)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    x, y = torch.randn(16, 4), torch.randn(16, 1)
+
+    def step():
+        optimizer.zero_grad()
+        (net(x) - y).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+
+    return step, len(list(net.parameters()))
+
+
+def test_each_tensor_is_read_once_before_and_once_after_the_rule(tmp_path, monkeypatch):
+    step, count = training()
+    counter = Counter(monkeypatch)
+    with optrace.record(tmp_path / "run", quiet=True):
+        for _ in range(WARM):
+            step()
+        seen = counter.watch(
+            plans, "measure", lambda jobs, rows, threads: np.bincount(jobs["op"], minlength=4).tolist()
+        )
+        now = counter.watch(jobs, "measure")
+        step()
+    before, after = seen
+    ops = (STAT, UPDATE, COPY, HASH)
+    assert [before[op] for op in ops] == [count, 0, count, count]  # gradients; parameters copied; momentum hashed
+    assert [after[op] for op in ops] == [count, count, 0, 0]  # momentum; updates with their parameters
+    assert not now
+
+
+def test_a_step_like_the_last_builds_no_arrow_object_and_writes_each_table_once(tmp_path, monkeypatch):
+    step, _ = training()
+    counter = Counter(monkeypatch)
+    with optrace.record(tmp_path / "run", quiet=True):
+        for _ in range(WARM + 1):
+            step()
+        built = [counter.watch(pa, name) for name in ("array", "record_batch", "table", "schema")]
+        writes = counter.watch(os, "write")
+        for _ in range(3):
+            step()
+        made = len(writes)
+    assert not any(built)
+    assert made == 3 * 4  # groups, tensors, steps, events
+
+
+@pytest.mark.parametrize("values", ["sample", "none"])
+def test_no_thread_is_started_while_steps_are_recorded(tmp_path, values):
+    step, _ = training()
+    before = threading.active_count()
+    with optrace.record(tmp_path / "run", quiet=True, values=values):
+        for _ in range(WARM):
+            step()
+        assert threading.active_count() == before
+
+
+def test_whole_values_take_one_thread_and_bounded_memory(tmp_path, monkeypatch):
+    step, _ = training()
+    waiting = []
+    put = BackgroundWriter.put
+
+    def watched(self, size, write, done):
+        put(self, size, write, done)
+        waiting.append((self.waiting, size, self.limit))
+
+    monkeypatch.setattr(BackgroundWriter, "put", watched)
+    before = threading.active_count()
+    with optrace.record(tmp_path / "run", quiet=True, values="full", staging=4000):
+        for _ in range(WARM):
+            step()
+            assert threading.active_count() <= before + 1
+    assert len(waiting) == WARM + 1  # and step 0
+    assert all(total <= max(limit, size) for total, size, limit in waiting)
+    assert threading.active_count() == before
+
+
+def test_a_small_trace_has_the_same_number_of_files_however_long_it_is(tmp_path):
+    counts = []
+    for steps in (10, 200):
+        step, _ = training()
+        with optrace.record(tmp_path / f"run{steps}", quiet=True):
+            for _ in range(steps):
+                step()
+        counts.append(sorted(p.name for p in (tmp_path / f"run{steps}" / "rank=00000").iterdir()))
+    assert counts[0] == counts[1]
