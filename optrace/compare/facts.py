@@ -15,10 +15,13 @@ from optrace.compare.report import Divergence
 from optrace.compare.source import Source
 from optrace.compare.timeline import Timeline
 from optrace.compare.walk import Order
+from optrace.trace.replicas import Drift
 
 Fact = tuple[Order, Divergence]
 DTYPE_RANK = MISSING_RANK
 """A dtype is there before anything is computed."""
+REPLICA_RANK = MISSING_RANK - 1
+"""Where ranks disagree, what the run as a whole did at that step means nothing."""
 
 
 class Facts:
@@ -87,6 +90,45 @@ class Facts:
             )
             rank = rank_of(absence.quantity) if absence.step in self._taken else MISSING_RANK
             yield self._fact(cell.pair, absence.step, rank, absence.cell, fact)
+
+    def of_replicas(self, a: Source, b: Source) -> Iterator[Fact]:
+        """Ranks of one side that part where they should agree, unless the other side's do so in the same way."""
+        found = [list(getattr(source.trace, "drifts", ())) for source in (a, b)]
+        for side, other in ((0, 1), (1, 0)):
+            source = (a, b)[side]
+            for drift in found[side]:
+                index = (p.a if side == 0 else p.b for p in self.matching.pairs)
+                pair = next((number for number, own in enumerate(index) if own == drift.optimizer), None)
+                if pair is None or not source.covers(drift.step) or _like(drift, found[other]):
+                    continue
+                step = drift.step + (self.timeline.offsets[pair] if side else 0)
+                apart = f"rank{'s' if len(drift.ranks) > 1 else ''} {', '.join(map(str, drift.ranks))}"
+                divergence = Divergence(
+                    step=step,
+                    step_b=step - self.timeline.offsets[pair],
+                    optimizer=self.matching.pairs[pair].a,
+                    group=None,
+                    param=drift.params[0],
+                    quantity=drift.quantity,
+                    kind="replica",
+                    evidence="bitwise",
+                    a=f"apart: {apart}" if side == 0 else "agree",
+                    b=f"apart: {apart}" if side == 1 else "agree",
+                    index=None,
+                    eps=None,
+                    granted=None,
+                    follows=False,
+                    count=len(drift.params),
+                )
+                yield self._fact(pair, step, REPLICA_RANK, 0, divergence)
+
+    def rank_notes(self, a: Source, b: Source) -> Iterator[str]:
+        """Which ranks stop before others, or left nothing."""
+        for side, source in (("{A}", a), ("{B}", b)):
+            gone = list(getattr(source.trace, "gone", ()))
+            yield from (f"{side}: {words}" for words in gone[:4])
+            if len(gone) > 4:
+                yield f"{side}: {len(gone) - 4} more ranks stop early"
 
     def of_dtypes(self, a: Source, b: Source, side_a: Side, side_b: Side) -> Iterator[Fact]:
         """Parameters and state of another dtype than the other side's; between recorded runs only."""
@@ -171,6 +213,11 @@ class Facts:
             follows=False,
         )
         return self._fact(cell.pair, step, DTYPE_RANK, cell_number, divergence)
+
+
+def _like(drift: Drift, others: Sequence[Drift]) -> bool:
+    """Whether the other side's ranks part at the same step in the same quantity."""
+    return any((one.step, one.quantity, one.ranks) == (drift.step, drift.quantity, drift.ranks) for one in others)
 
 
 def _spans(steps: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> str:

@@ -40,7 +40,8 @@ class Divergence:
     quantity: str
     """As in the trace, or `hyper.<key>` for a hyper-parameter."""
     kind: str
-    """value; none (a gradient that was None on one side); shape; dtype; hyper; missing (on one side only)."""
+    """value; none (a gradient that was None on one side); shape; dtype; hyper; missing (on one side only);
+    replica (ranks of one side differ from each other)."""
     evidence: str
     """values, samples or statistics; bitwise where nothing else is known."""
     a: Any

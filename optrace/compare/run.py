@@ -129,6 +129,7 @@ class _Comparison:
         certain = [
             *facts.of_hyper(self.hyper),
             *facts.of_missing(presence.missing),
+            *facts.of_replicas(self.a, self.b),
             *facts.of_dtypes(self.a, self.b, self.side_a, self.side_b),
         ]
         deciding = walk.exact if decides else walk.tolerance
@@ -142,6 +143,7 @@ class _Comparison:
             *state_notes.notes,
             *presence.notes,
             *self.timeline.notes,
+            *facts.rank_notes(self.a, self.b),
             *self.hyper.notes(),
             *note_steps(self.a, self.b, self.matching, self.alignment.offsets, first),
             *_other_hyper(certain, first),

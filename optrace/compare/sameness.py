@@ -31,7 +31,7 @@ def what_is_same(
         return
     step = first.step
     rank = HYPER_RANK if first.kind == "hyper" else rank_of(first.quantity)
-    if first.kind in ("missing", "dtype"):
+    if first.kind in ("missing", "dtype", "replica"):
         rank = -1
     if started and step > 0 and tally.first_steps.get("param", 1) > 0:
         yield "start values"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from optrace.trace.reader import Trace
 from optrace.trace.schema import arrow_schema
 from optrace.trace.select import Selection
 from optrace.trace.whole import check_step, value_from_row, value_in_files
+
+if TYPE_CHECKING:
+    from optrace.trace.replicas import Drift
 
 Flags = npt.NDArray[np.bool_]
 
@@ -97,7 +100,7 @@ class LogicalTrace(Trace):
     def problems(self) -> list[str]:
         """What was dropped, torn or is missing on any rank, and which rank stops where, in words."""
         found = [f"rank {rank}: {problem}" for rank, member in self.members.items() for problem in member.problems]
-        found += list(self._gone())
+        found += self.gone
         for rank in self.members:
             if self.restarts(rank):
                 found.append(f"rank {rank} was started again {self.restarts(rank)} times: see .rank({rank}, 1)")
@@ -106,8 +109,12 @@ class LogicalTrace(Trace):
             found.append(f"{count} tensors of step {step} could not be put together: a rank's block is missing")
         return found
 
+    @property
+    def gone(self) -> list[str]:
+        """Ranks that left no record, and ranks that stop before others, in words."""
+        return list(self._gone())
+
     def _gone(self) -> Iterator[str]:
-        """Ranks that left no record, and ranks that stop before others."""
         world = (super().rank_info.get("distributed") or {}).get("world_size")
         if isinstance(world, int):
             missing = sorted(set(range(world)) - set(self.members))
@@ -128,11 +135,17 @@ class LogicalTrace(Trace):
                         f"rank {rank} stops after step {step} of optimizer {optimizer} ({how}); others go on to step"
                         f" {furthest[optimizer]}"
                     )
-        if len({ended is None for ended in (m.rank_info.get("end") for m in self.members.values())}) == 2:
-            for rank, member in self.members.items():
-                steps = last[rank]
-                if member.rank_info.get("end") is None and all(steps[o] == furthest[o] for o in steps):
-                    yield f"rank {rank} did not end: killed after step {max(steps.values(), default=0)}, or running"
+        endless = [rank for rank, member in self.members.items() if member.rank_info.get("end") is None]
+        for rank in endless if len(endless) < len(self.members) else ():
+            if all(step == furthest[optimizer] for optimizer, step in last[rank].items()):
+                yield f"rank {rank} did not end: killed after step {max(last[rank].values(), default=0)}, or running"
+
+    @property
+    def drifts(self) -> list[Drift]:
+        """Where ranks hold different bits of what should be the same, first of all; one for each optimizer at most."""
+        from optrace.trace.replicas import drifts
+
+        return list(self._cached("drifts", lambda: drifts(self)))
 
     def params_rows(self) -> list[Any]:
         """The rows of all ranks' params.json, each parameter once, by optimizer, group and index."""

@@ -18,7 +18,8 @@ _SAME = ("grad_norm", "batch", "rng")
 def merge_steps(parts: Sequence[Any]) -> Any:
     """One row a step and optimizer: the mean of the losses, the most backwards and skipped steps, the longest time.
 
-    `grad_norm`, `batch` and `rng` are null where two ranks know different ones: they are then facts of a rank.
+    The loss is null where a rank that knows it at other steps has gone. `grad_norm`, `batch` and `rng` are null where
+    two ranks know different ones: they are then facts of a rank.
     """
     import pyarrow as pa
 
@@ -42,8 +43,10 @@ def merge_steps(parts: Sequence[Any]) -> Any:
     there = _known(rows.column("loss"))
     losses = np.bincount(place[there], elements(rows.column("loss"))[there], count)
     ranks = np.bincount(place[there], minlength=count)
+    all_ranks = np.zeros(width, np.int64)
+    np.maximum.at(all_ranks, keys % width, ranks)
     with np.errstate(all="ignore"):
-        columns["loss"] = _nullable(losses / ranks, ranks > 0)
+        columns["loss"] = _nullable(losses / ranks, (ranks > 0) & (ranks == all_ranks[keys % width]))
     there = _known(rows.column("seconds"))
     longest = np.full(count, -np.inf)
     np.maximum.at(longest, place[there], elements(rows.column("seconds"))[there])

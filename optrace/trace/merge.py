@@ -75,6 +75,11 @@ class Names:
         return list(self.quantities)
 
     @staticmethod
+    def quantity_numbers(keys: Ints) -> Ints:
+        """The number of each row's quantity."""
+        return keys & ((1 << _QUANTITY_BITS) - 1)
+
+    @staticmethod
     def _parts(keys: Ints) -> tuple[Ints, Ints, Ints]:
         quantity = keys & ((1 << _QUANTITY_BITS) - 1)
         param = (keys >> _QUANTITY_BITS) & ((1 << _PARAM_BITS) - 1)
@@ -184,7 +189,7 @@ class Merger:
             parts = [elements(chunk.flatten()) for chunk in column.chunks]
             return np.concatenate(parts or [np.empty(0)]).reshape(-1, SAMPLE_SLOTS)
         if name == "present":
-            return _flags(column)
+            return flags(column)
         return elements(column)
 
     def _places(self, keys: Ints, words: int, given: Mapping[str, npt.NDArray[Any]]) -> Ints:
@@ -303,7 +308,8 @@ def coded(column: Any) -> tuple[Ints, list[str]]:
     return codes, column.chunk(0).dictionary.to_pylist()
 
 
-def _flags(column: Any) -> npt.NDArray[np.bool_]:
+def flags(column: Any) -> npt.NDArray[np.bool_]:
+    """A column of booleans."""
     parts = [np.empty(0, np.bool_)]
     for chunk in column.chunks:
         bits = np.unpackbits(np.frombuffer(chunk.buffers()[1], np.uint8), bitorder="little")

@@ -1,0 +1,143 @@
+"""Causes that lie between the ranks of one run: replicas that drifted, gradients that were not reduced, local norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from optrace.compare.causes.case import Case, few, figure
+from optrace.compare.causes.cause import Cause
+from optrace.trace.logical import LogicalTrace
+from optrace.trace.replicas import Apart, Drift, hyper_apart, norms_apart
+from optrace.trace.select import Selection
+
+_SIDES = ("{A}", "{B}")
+
+
+def drifted(case: Case) -> Iterator[Cause]:
+    """What ranks that should agree do otherwise than each other, for the first drift of either side."""
+    for row in case.certain:
+        if row.kind == "replica":
+            side = 0 if str(row.a).startswith("apart") else 1
+            trace = case.sources[side].trace
+            step = row.step if side == 0 else row.step_b
+            if isinstance(trace, LogicalTrace):
+                for drift in trace.drifts:
+                    if (drift.step, drift.quantity, drift.params[0]) == (step, row.quantity, row.param):
+                        yield _cause(trace, drift, _SIDES[side], row.step)
+                        return
+
+
+def clipped_apart(case: Case) -> Iterator[Cause]:
+    """Gradients that every rank scaled by the norm of what it holds itself, not of the whole gradient."""
+    first = case.first
+    if first is None:
+        return
+    for side in (1, 0):
+        trace = case.sources[side].trace
+        if not isinstance(trace, LogicalTrace):
+            continue
+        pair = case.matching.pairs[case.pair]
+        apart = norms_apart(trace, pair.a if side == 0 else pair.b)
+        shift = case.offset(case.pair) if side else 0
+        if apart is not None and apart.step + shift <= first.step:
+            norms = ", ".join(f"{figure(norm)} on rank {rank}" for rank, norm in sorted(apart.by_rank.items())[:4])
+            yield Cause(
+                "grad-clip",
+                f"in {_SIDES[side]} each rank clips by another total norm ({norms} at step {apart.step}): the norm is"
+                " taken over what the rank holds itself, not over the whole gradient",
+                "give torch.nn.utils.clip_grad_norm_ the parameters themselves (DTensors: their norm is taken over all"
+                " ranks), or all-reduce the sum of squares before the root",
+                (f"the norms differ between ranks since step {apart.step}",),
+                steps=(apart.step + shift, case.steps[-1] if case.steps else apart.step + shift),
+            )
+            return
+
+
+def _cause(trace: LogicalTrace, drift: Drift, side: str, step: int) -> Cause:
+    ranks, others = _ranks(drift.ranks), _ranks(drift.others)
+    which = f"all {drift.n_params} params" if len(drift.params) >= drift.n_params > 1 else few(drift.params)
+    alone = "each rank" if len(drift.ranks) == len(trace.members) - 1 and len(drift.ranks) > 1 else ranks
+    evidence = [f"{len(drift.params)} of {drift.n_params} params differ on {ranks} from {others} at step {drift.step}"]
+    evidence += _sizes(trace, drift)
+    common: dict[str, Any] = {"steps": (step, step), "params": drift.params if "all" not in which else ()}
+    if drift.quantity.startswith("grad"):
+        return Cause(
+            "grad-unreduced",
+            f"in {side} the gradient of {which} was not reduced at step {drift.step}: {alone} used its own",
+            "let every rank take part in each all-reduce: call backward on the wrapped model, on all ranks, outside"
+            " no_sync for the last micro-batch, and reduce by hand what the wrapper does not hold",
+            tuple(evidence),
+            **common,
+        )
+    apart = [one for one in hyper_apart(trace, drift.optimizer) if one.step <= drift.step or drift.step == 0]
+    if apart:
+        first = apart[0]
+        evidence.insert(0, f"{first.key} of group {first.group} is {_values(first)} at step {first.step}")
+        why, fix = f": {first.key} is {_values(first)}", f"give all ranks the same {first.key}"
+    elif drift.step == 0:
+        counters = _counters(trace, drift)
+        if len(set(counters.values())) > 1:
+            told = ", ".join(f"{count:g} on rank {rank}" for rank, count in sorted(counters.items())[:4])
+            evidence.insert(0, f"the step counter is {told}")
+            why, fix = f": the step counter is {told}", "resume all ranks from the same checkpoint"
+        else:
+            why = ": they start from other values"
+            fix = "seed all ranks alike, or broadcast the parameters and the state from one rank before the first step"
+    elif drift.quantity.partition(".")[0].endswith("_in"):
+        why = f": {drift.quantity.replace('_in', '', 1)} changed between two steps on {ranks} alone"
+        fix = (
+            "look for code that edits the parameters or the state on one rank only; if there is none, suspect the"
+            " memory of that machine"
+        )
+    else:
+        why = ", from equal gradients and hyper-parameters"
+        fix = "look for arithmetic that is not the same on all ranks: kernels, precision, or a failing machine"
+    return Cause(
+        "replica-drift",
+        f"in {side} {ranks} and {others} hold different values of {which} since step {drift.step}"
+        f" (first in {drift.quantity}){why}",
+        fix,
+        tuple(evidence),
+        **common,
+    )
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    if not ranks:
+        return "the others"
+    return f"rank{'s' if len(ranks) > 1 else ''} {few([str(rank) for rank in ranks], 8)}"
+
+
+def _values(apart: Apart) -> str:
+    camps: dict[str, list[int]] = {}
+    for rank, value in sorted(apart.by_rank.items()):
+        camps.setdefault(figure(value) if isinstance(value, float) else repr(value), []).append(rank)
+    return ", ".join(f"{value} on {_ranks(tuple(ranks))}" for value, ranks in camps.items())
+
+
+def _sizes(trace: LogicalTrace, drift: Drift) -> list[str]:
+    """How large the quantity is on a rank that differs and on one that does not."""
+    told = []
+    for rank in (*drift.ranks[:1], *drift.others[:1]):
+        rows = trace.members[rank].stored(
+            "tensors",
+            Selection.of(drift.step, drift.optimizer, drift.params[0], drift.quantity),
+            ["l2"],
+        )
+        if rows.num_rows and np.isfinite(norm := rows.column("l2").to_pylist()[0]):
+            told.append(f"{figure(norm)} on rank {rank}")
+    return [f"the norm of {drift.quantity} of {drift.params[0]} is {', '.join(told)}"] if len(told) == 2 else []
+
+
+def _counters(trace: LogicalTrace, drift: Drift) -> Mapping[int, float]:
+    """The step counter that each rank starts with."""
+    found = {}
+    for rank, member in trace.members.items():
+        selection = Selection.of(0, drift.optimizer, drift.params[0], "state.step")
+        rows = member.stored("tensors", selection, ["sample"])
+        if rows.num_rows:
+            found[rank] = float(rows.column("sample").to_pylist()[0][0])
+    return found
