@@ -83,7 +83,8 @@ def groups_frame(rows: Any) -> pd.DataFrame:
     """The table `groups`, one row a step, optimizer and group, one column a key.
 
     A key that is a float everywhere is a float64 column, likewise int64 and bool; any other column holds Python objects
-    of the kinds that were recorded: float, int, bool, str, None; NaN where the group has no such key.
+    of the kinds that were recorded: float, int, bool, str, None; NaN where the group has no such key. Keys that are
+    called like the first three columns (many optimizers count in `group["step"]`) are `group.step` and so on.
     """
     import pandas as pd
 
@@ -110,7 +111,7 @@ def groups_frame(rows: Any) -> pd.DataFrame:
     for code, key in enumerate(keys.dictionary.to_pylist()):
         at = by_key[bounds[code] : bounds[code + 1]]
         found = {kind_words[kind] for kind in np.unique(kind_codes[at]).tolist()}
-        columns[key] = _option(
+        columns[f"group.{key}" if key in ("step", "optimizer", "group") else key] = _option(
             row_of[at], len(starts), numbers[at], [kind_words[k] for k in kind_codes[at]], texts, at, found
         )
     return pd.DataFrame(columns)

@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -152,7 +153,7 @@ def state_rows(name: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         for key, item in value.items():
             if isinstance(key, str | int):
                 yield from state_rows(f"{name}.{key}", item)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | deque):
         for i, item in enumerate(value):
             yield from state_rows(f"{name}.{i}", item)
 

@@ -48,7 +48,8 @@ def check_groups(trace: Trace, optimizer: int, captured: dict[str, Any]) -> None
     for step, group, options in captured["groups"]:
         row = recorded[step, group]
         for key, value in options.items():
-            assert same_option(row[key], value), f"step {step}, group {group}: {key} is {row[key]!r}, not {value!r}"
+            column = f"group.{key}" if key in ("step", "optimizer", "group") else key
+            assert same_option(row[column], value), f"step {step}, group {group}: {key} is {row[key]!r}, not {value!r}"
 
 
 def same_option(found: Any, expected: Any) -> bool:

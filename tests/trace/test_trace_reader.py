@@ -462,3 +462,13 @@ def test_events_that_waited_for_an_optimizer_stand_where_they_happened(tmp_path)
     assert trace.events["kind"].tolist()[-2:] == ["zero_grad", "user"]
     story.writer.close()
     assert open_trace(tmp_path / "run").verify() == []
+
+
+def test_an_option_called_step_does_not_replace_the_step(tmp_path):
+    story = Story(tmp_path / "run").tell(2)
+    events = [Event(story.seq + 1, 3, "step", 0, {})]
+    story.writer.write_step(3, 0, groups=[(0, {"lr": 0.5, "step": 41, "group": "a"})], events=events)
+    story.writer.close()
+    last = open_trace(tmp_path / "run").groups.to_dict("records")[-1]
+    assert (last["step"], last["group"], last["lr"]) == (3, 0, 0.5)
+    assert (last["group.step"], last["group.group"]) == (41, "a")

@@ -73,7 +73,7 @@ def rate(step):
 
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
-for step in range(STEPS):
+for _ in range(STEPS):
     for _ in range(ACCUMULATE):
         tokens, targets = batch()
         loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()) / ACCUMULATE

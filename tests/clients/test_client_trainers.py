@@ -1,0 +1,59 @@
+"""The trainers that people use: rows equal an independent capture, names are the model's, nothing changes."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def means(losses: list[float], of: int) -> list[float]:
+    return [sum(losses[i : i + of]) / of for i in range(0, len(losses), of)]
+
+
+def test_transformers_trainer(client):
+    pytest.importorskip("transformers")
+    run = client("hf_trainer.py")
+    run.check([4])
+    run.check_losses()
+    assert run.steps("n_backward") == [2, 2, 2, 2]
+    assert {"transformer.wte.weight", "transformer.h.1.mlp.c_proj.bias", "transformer.ln_f.weight"} <= set(run.names())
+    assert run.steps("grad_norm") == pytest.approx(run.printed("norm"), rel=1e-6)  # the Trainer logs a rounded one
+    assert run.trace.groups.query("group == 0")["weight_decay"].unique().tolist() == [0.1]
+    assert run.trace.groups.query("group == 1")["weight_decay"].unique().tolist() == [0.0]
+    lrs = run.trace.groups.query("group == 0")["lr"].tolist()
+    assert lrs[:3] == [0.0, 0.5e-3, 1e-3], "a first step with lr 0 while warming up is a step"
+    assert run.count("scheduler_step") == 4
+
+
+def test_lightning(client):
+    pytest.importorskip("lightning")
+    run = client("lightning_module.py")
+    run.check([3])
+    losses = run.printed("loss")
+    assert run.steps("n_backward") == [2, 2, 2]
+    assert run.steps("loss") == [mean / 2 for mean in means(losses, 2)], "Lightning divides by the accumulation"
+    assert run.names() == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+    assert run.count("scheduler_step") == 3 and run.count("clip") == 3
+    assert run.trace.groups["lr"].tolist() == [1e-2, 0.5e-2, 0.25e-2]
+
+
+def test_accelerate_with_accumulation_and_bf16_autocast(client):
+    pytest.importorskip("accelerate")
+    run = client("accelerated.py")
+    run.check([3])
+    run.check_losses()
+    assert run.steps("n_backward") == [2, 2, 2]
+    assert run.steps("loss") == [mean / 2 for mean in means(run.printed("loss"), 2)], "divided by the accumulation"
+    assert run.names() == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert run.trace.groups["lr"].tolist() == pytest.approx([0.25e-2, 0.5e-2, 0.75e-2])
+    assert run.count("clip") == 3
+
+
+def test_skorch(client):
+    pytest.importorskip("skorch")
+    run = client("skorched.py")
+    run.check([6])
+    run.check_losses()
+    assert run.steps("loss") == run.printed("loss")
+    assert run.names() == ["0.weight", "0.bias", "2.weight", "2.bias"]
