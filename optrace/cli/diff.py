@@ -29,6 +29,7 @@ FORMATS = ("text", "markdown", "json")
     "--eps", type=float, metavar="N", help="Roundings granted to a step [default: 4; 64 for other gradients]."
 )
 @click.option("--exact", is_flag=True, help="Judge by bits, whatever the runs were made with.")
+@click.option("--noise", metavar="A2", help="A second recording of A: what lies within 3 times its distance is noise.")
 @click.option("--details", is_flag=True, help="Add both lanes, errors in eps, provenance and the divergences.")
 @click.option(
     "--limit", type=click.IntRange(min=0), default=100, metavar="N", help="Divergences listed [default: 100]."
@@ -45,6 +46,7 @@ def command(
     atol: float,
     eps: float | None,
     exact: bool,
+    noise: str | None,
     details: bool,
     limit: int,
     form: str,
@@ -53,9 +55,11 @@ def command(
     """Compare run B (the candidate; default: the latest run) with run A (the reference).
 
     Each is a run's folder, or RUN@1 or RUN@SGD (one optimizer of it), RUN@rank=3, RUN@500:600 (steps 500 to 600),
-    golden:NAME, or a CSV or safetensors file in golden format.
+    golden:NAME, or a CSV or safetensors file in golden format. Tolerances for single parameters and quantities come
+    from [[tool.optrace.diff.rules]] of the nearest pyproject.toml at or above the working directory.
     """
     from optrace.cli.output import emit, progress_bar
+    from optrace.compare.patterns import nearest_rules
     from optrace.compare.run import diff
 
     with progress_bar("comparing") as progress:
@@ -69,6 +73,8 @@ def command(
             atol=atol,
             eps=eps,
             exact=exact,
+            noise=noise,
+            rules=nearest_rules(Path.cwd()),
             limit=limit,
             progress=progress,
         )

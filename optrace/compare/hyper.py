@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,18 @@ class _Options:
 class HyperComparison:
     """Compares the tables `groups` stretch by stretch and remembers what differed first and how often."""
 
-    def __init__(self, a: Source, b: Source, matching: Matching, offsets: Sequence[int], renaming: Renaming) -> None:
+    def __init__(
+        self,
+        a: Source,
+        b: Source,
+        matching: Matching,
+        offsets: Sequence[int],
+        renaming: Renaming,
+        ignored: Callable[[str], bool] = lambda key: False,
+    ) -> None:
+        """`ignored` says of an option, by A's name, whether the user asked not to look at it."""
         self._a, self._b = a, b
+        self._ignored = ignored
         self._matching = matching
         self._offsets = offsets
         self._renaming = renaming
@@ -191,6 +201,7 @@ class HyperComparison:
         matched = self._matching.pairs[place[0]]
         if name in RULES_OWN and matched.class_a != matched.class_b:
             decides = False
+        decides = decides and not self._ignored(name)
         if decides and (a is MISSING or b is MISSING):
             decides = not _neutral(name, b if a is MISSING else a)
         known = self.differences.get(place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from optrace.compare.facts import Facts
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.match import Matching, match_sources
 from optrace.compare.names import Renaming
+from optrace.compare.noise import FACTOR, NoiseFloor
 from optrace.compare.origin import compare_origins
-from optrace.compare.presence import Presence
+from optrace.compare.patterns import Limits, PatternRule, PatternRules
+from optrace.compare.presence import Absence, Presence
 from optrace.compare.report import DiffReport, Divergence, Extent, Lane
 from optrace.compare.resume import resume_table, resume_words
 from optrace.compare.sameness import what_is_same
@@ -30,7 +32,7 @@ from optrace.compare.state_names import match_state
 from optrace.compare.step_notes import note_steps
 from optrace.compare.timeline import Timeline
 from optrace.compare.tolerance import Tolerance
-from optrace.compare.walk import Order, Tally, Walk
+from optrace.compare.walk import CELLS_AT_ONCE, Order, Tally, Walk
 from optrace.compare.words import count_words, value_words
 from optrace.errors import CompareError
 
@@ -46,6 +48,8 @@ def diff(
     atol: float = 0.0,
     eps: float | None = None,
     exact: bool = False,
+    noise: str | Path | TraceLike | None = None,
+    rules: Sequence[Mapping[str, Any] | PatternRule] | PatternRules = (),
     limit: int = 100,
     progress: Callable[[int, int], Any] | None = None,
 ) -> DiffReport:
@@ -63,6 +67,12 @@ def diff(
         eps: roundings granted to one step, in eps of the coarser dtype; default 4, and 64 for gradients that come from
             other kernels.
         exact: judge by bits, whatever the runs were made with.
+        noise: a second recording of A, in the forms that A may have. Where the two are not equal to the bit, rounding
+            is forgiven whatever the runs were made with, and a row of B differs when it is further from A than the
+            rounding of its inputs allows and 3 times further than A's second recording (`optrace.compare.noise`).
+        rules: tolerances for some rows, each like `{"param": "*.bias", "quantity": "grad", "rtol": 1e-3}`: globs on A's
+            names; then rtol, atol or eps, or `"ignore": True`. The first that fits a row counts. (The command reads
+            them from the nearest pyproject.toml: `optrace.compare.patterns.nearest_rules`.)
         limit: divergences kept one by one; all are counted.
         progress: told (steps done, steps in all) after each stretch.
 
@@ -76,11 +86,16 @@ def diff(
     for name, number in (("rtol", rtol), ("atol", atol), ("eps", eps), ("limit", limit)):
         if number is not None and not number >= 0:
             raise CompareError(f"{name} is {number}; it is a number from 0")
+    if exact and noise is not None:
+        raise CompareError("exact judges by bits and noise forgives some; ask for one of the two")
+    patterns = rules if isinstance(rules, PatternRules) else PatternRules.parse(rules)
     source_a, source_b = open_source(a), open_source(b)
     renaming = Renaming.parse(tuple(map), tuple(state))
     matching = match_sources(source_a, source_b, renaming)
     alignment = align_steps(source_a, source_b, matching, align)
-    comparison = _Comparison(source_a, source_b, matching, alignment, renaming, Tolerance(rtol, atol, eps))
+    floor = None if noise is None else NoiseFloor(source_a, open_source(noise))
+    asked = Tolerance(rtol, atol, eps)
+    comparison = _Comparison(source_a, source_b, matching, alignment, renaming, asked, patterns, floor)
     return comparison.report(exact, limit, progress)
 
 
@@ -95,21 +110,26 @@ class _Comparison:
         alignment: Alignment,
         renaming: Renaming,
         tolerance: Tolerance,
+        rules: PatternRules,
+        noise: NoiseFloor | None,
     ) -> None:
         self.a, self.b = a, b
+        self.rules, self.noise = rules, noise
         self.names = distinct_names(a, b)
         self.matching, self.alignment, self.renaming, self.tolerance = matching, alignment, renaming, tolerance
         self.numbering = Numbering(matching, renaming)
         self.timeline = Timeline(a, b, matching, alignment.offsets)
         self.side_a = Side(a, self.numbering, [0] * len(matching.pairs), is_a=True)
         self.side_b = Side(b, self.numbering, alignment.offsets, is_a=False)
-        self.hyper = HyperComparison(a, b, matching, alignment.offsets, renaming)
+        self.hyper = HyperComparison(a, b, matching, alignment.offsets, renaming, self._ignores_hyper)
         self.presence = Presence(a, b, self.numbering, alignment.offsets)
         self.origin = compare_origins(a, b, matching)
 
     def report(self, exact: bool, limit: int, progress: Callable[[int, int], Any] | None) -> DiffReport:
         """Compare and write up."""
-        decides = exact or self.origin.equal
+        noisy = self.noise is not None and self.noise.any(CELLS_AT_ONCE)
+        decides = exact or (self.origin.equal and not noisy)
+        limits = Limits(self.tolerance, self.rules, upstream_differs=not self.origin.equal)
         state_notes = match_state(self.side_a, self.side_b, self.numbering, [int(s) for s in self.timeline.steps[:8]])
         walk = Walk(
             (self.side_a, self.side_b),
@@ -117,21 +137,23 @@ class _Comparison:
             self.timeline,
             self.hyper,
             self.presence,
-            self.tolerance,
-            upstream_differs=not self.origin.equal,
+            limits,
+            self.noise if noisy else None,
             exact_decides=decides,
             limit=limit,
         )
         walk.run(progress)
         self._refuse_unused_rules()
         presence = self.presence.judge()
+        missing = tuple(absence for absence in presence.missing if not self._ignores_absence(absence))
         facts = Facts(self.matching, self.numbering, self.timeline)
         certain = [
             *facts.of_hyper(self.hyper),
-            *facts.of_missing(presence.missing),
+            *facts.of_missing(missing),
             *facts.of_replicas(self.a, self.b),
             *facts.of_dtypes(self.a, self.b, self.side_a, self.side_b),
         ]
+        certain = [fact for fact in certain if fact[1].kind == "hyper" or not self._ignored(fact[1])]
         deciding = walk.exact if decides else walk.tolerance
         lanes = _lane(walk.exact, certain), _lane(walk.tolerance, certain)
         verdict = "same" if lanes[0 if decides else 1].same else "differ"
@@ -148,7 +170,9 @@ class _Comparison:
             *note_steps(self.a, self.b, self.matching, self.alignment.offsets, first),
             *_other_hyper(certain, first),
             *_lane_notes(walk, lanes, decides),
-            *self.origin.notes,
+            *_noise_notes(walk, self.noise, noisy),
+            *self.rules.notes(),
+            *self._origin_notes(noisy),
         ]
         return DiffReport(
             a=self.names[0],
@@ -163,8 +187,8 @@ class _Comparison:
             rows=tuple(divergence for _, divergence in rows[:limit]),
             n_divergences=len(certain) + deciding.n_rows,
             n_unproven=walk.n_unproven,
-            only_in_a=(*self.matching.only_in_a, *facts.words(presence.missing, only_in_a=True)),
-            only_in_b=(*self.matching.only_in_b, *facts.words(presence.missing, only_in_a=False)),
+            only_in_a=(*self.matching.only_in_a, *facts.words(missing, only_in_a=True)),
+            only_in_b=(*self.matching.only_in_b, *facts.words(missing, only_in_a=False)),
             provenance=self.origin.differences,
             notes=tuple(dict.fromkeys(self._named(note) for note in notes)),
             matched=tuple(what_is_same(first, deciding, self.hyper, self.timeline, self.presence.on_both)),
@@ -212,6 +236,22 @@ class _Comparison:
         if not (self.a.recorded and self.b.recorded):
             return []
         return resume_words(resume_table(self.a, self.b, self.matching, tuple(self.alignment.offsets)))
+
+    def _ignores_hyper(self, key: str) -> bool:
+        return bool(self.rules.rules) and self.rules.ignores(None, f"hyper.{key}")
+
+    def _ignores_absence(self, absence: Absence) -> bool:
+        return self.rules.ignores(self.numbering.cells[absence.cell].param_a, absence.quantity)
+
+    def _ignored(self, divergence: Divergence) -> bool:
+        return bool(divergence.param) and self.rules.ignores(divergence.param, divergence.quantity)
+
+    def _origin_notes(self, noisy: bool) -> list[str]:
+        """How the lane was chosen; with a noise floor it is that which chose."""
+        notes = list(self.origin.notes)
+        if noisy and self.origin.equal and notes:
+            notes[0] = "judged within tolerance: {A} does not repeat itself to the bit"
+        return notes
 
     def _refuse_unused_rules(self) -> None:
         names_a = {cell.param_a for cell in self.matching.cells} | self.hyper.names_a | self.numbering.names_a
@@ -279,6 +319,23 @@ def _other_hyper(certain: Sequence[tuple[Order, Divergence]], first: Divergence 
         for row in others[:4]
     ]
     return [*notes, f"{len(others) - 4} more hyper-parameters differ"] if len(others) > 4 else notes
+
+
+def _noise_notes(walk: Walk, noise: NoiseFloor | None, noisy: bool) -> list[str]:
+    if noise is None:
+        return []
+    if not noisy:
+        return [f"no noise: {noise.name} repeats {{A}} to the bit at all steps that both have"]
+    notes = []
+    if noise.largest is not None:
+        error, step, quantity, param = noise.largest
+        notes.append(
+            f"noise of {{A}} by {noise.name}: up to {error:.3g} eps ({quantity} of {param}, step {step});"
+            f" {FACTOR:g} times that of each row is allowed, which {count_words(walk.n_noise, 'row')} needed"
+        )
+    if walk.timeline.steps[-1] > noise.last_step:
+        notes.append(f"{noise.name} ends at step {noise.last_step}; after it the largest noise until there is used")
+    return notes
 
 
 def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str]:

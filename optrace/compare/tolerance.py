@@ -45,8 +45,9 @@ _STATISTICS_SLACK = 64 * 2.0**-52  # the sums behind a statistic are float64 and
 class Tolerance:
     """What the user asked for; None for `eps` means the defaults, 4 and for gradients 4 or 64."""
 
-    rtol: float = 0.0
-    atol: float = 0.0
+    rtol: float | Floats = 0.0
+    """One number, or one a row, [n]; `atol` likewise."""
+    atol: float | Floats = 0.0
     eps: float | None = None
 
     def roundings(self, quantity: str, upstream_differs: bool) -> float:
@@ -93,7 +94,7 @@ def element_errors(
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         difference = np.where(same, 0.0, np.where(np.isfinite(difference), difference, np.inf))
         unit = eps[:, None] * scale
-        allowed = tolerance.atol + tolerance.rtol * scale
+        allowed = np.asarray(tolerance.atol)[..., None] + np.asarray(tolerance.rtol)[..., None] * scale
         return _ratio(difference, unit), _ratio(np.maximum(difference - allowed, 0.0), unit)
 
 

@@ -12,6 +12,7 @@ from optrace.compare import evidence
 from optrace.compare.columns import Floats, Ints, Numbering, Side
 from optrace.compare.grid import Bools, Grid, lay_out
 from optrace.compare.hyper import HyperComparison
+from optrace.compare.noise import FACTOR, NoiseFloor
 from optrace.compare.order import (
     PARAM_IN_RANK,
     PARAM_RANK,
@@ -23,10 +24,10 @@ from optrace.compare.order import (
     rank_of,
     trace_inputs,
 )
+from optrace.compare.patterns import Limits
 from optrace.compare.presence import Presence
 from optrace.compare.report import Divergence
 from optrace.compare.timeline import Timeline
-from optrace.compare.tolerance import Tolerance
 from optrace.compare.whole import judge_whole
 
 CELLS_AT_ONCE = 120_000
@@ -65,9 +66,9 @@ class Walk:
         timeline: Timeline,
         hyper: HyperComparison,
         presence: Presence,
-        tolerance: Tolerance,
+        limits: Limits,
+        noise: NoiseFloor | None,
         *,
-        upstream_differs: bool,
         exact_decides: bool,
         limit: int,
     ) -> None:
@@ -76,13 +77,15 @@ class Walk:
         self.timeline = timeline
         self.hyper = hyper
         self.presence = presence
-        self.wanted = tolerance
-        self.upstream_differs = upstream_differs
+        self.limits = limits
+        self.noise = noise
         self.exact_decides = exact_decides
         self.limit = limit
         self.exact, self.tolerance = Tally(), Tally()
         self.n_rows = 0
         self.n_unproven = 0
+        self.n_noise = 0
+        """Rows beyond the rounding of their inputs and within the noise of A."""
         self.drifted = False
         """Whether numbers drifted beyond the tolerance while every step stayed within it."""
         self._carry = Carry()
@@ -115,21 +118,42 @@ class Walk:
         differs = grid.differs.copy()
         differs &= common[:, pair_of][:, :, None]
         differs[:first_new] = False
-        self.n_rows += int((grid.both[first_new:] & common[first_new:, pair_of][:, :, None]).sum())
+        rules = self.limits.numbers(cells, grid.names)
+        ignored = self.limits.ignored(cells, grid.names)
+        compared = grid.both[first_new:] & common[first_new:, pair_of][:, :, None] & ~ignored
+        self.n_rows += int(compared.sum())
         where = np.nonzero(differs)
         time = self.timeline.times(grid.steps)
         hyper = group_mask(unequal, grid.steps, groups)
         n_params = len(self.numbering.matching.cells)
         found = None
         errors = np.zeros(differs.shape)
+        floor = self.noise.floors(grid, cells, self.numbering.matching) if self.noise is not None else None
         if len(where[0]):
-            found = evidence.judge(grid, self.side_a, self.side_b, self.numbering, where, self.wanted)
+            allowed = self.limits.tolerance(rules[where[1:]])
+            found = evidence.judge(grid, self.side_a, self.side_b, self.numbering, where, allowed)
             errors[where] = np.maximum(found.raw, 1.0)
         elif not self._carry.errors and not self._carry.noise:
             return
         inputs = trace_inputs(grid, errors, pair_of, n_params, hyper, time, self._carry)
         if found is not None:
-            _Judgement(self, grid, where, found, inputs, time, pair_of).take()
+            counts = np.bincount(rules[where[1:]] + 1, minlength=1)
+            self.limits.rules.applied.update({n: int(count) for n, count in enumerate(counts[1:])})
+            floors = np.zeros(len(where[0])) if floor is None else FACTOR * floor[where]
+            own = _Rows(rules[where[1:]], floors, ~ignored[where[1:]])
+            _Judgement(self, grid, where, found, inputs, time, pair_of, own).take()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is asked of each differing row, [n]."""
+
+    rule: Ints
+    """Number of its rule, -1 without one."""
+    floor: Floats
+    """Error that the noise of A explains."""
+    asked: Bools
+    """Whether it is to be looked at."""
 
 
 class _Judgement:
@@ -144,8 +168,10 @@ class _Judgement:
         inputs: Inputs,
         time: Floats,
         pair_of: Ints,
+        rows: _Rows,
     ) -> None:
         self.walk, self.grid, self.found, self.time, self.pair_of = walk, grid, found, time, pair_of
+        self.rows = rows
         self.s, self.c, self.q = where
         self.inputs = inputs.errors[where]
         ranks = np.array([rank_of(name) for name in grid.names])
@@ -155,11 +181,10 @@ class _Judgement:
         self.rank = np.where(starts & (self.rank == PARAM_RANK), PARAM_IN_RANK, self.rank)
         self.rank = np.where(starts & (self.rank == STATE_RANK), STATE_IN_RANK, self.rank)
         gap = np.where(before, inputs.gap[self.s, self.c], 1)
-        roundings = [walk.wanted.roundings(name, walk.upstream_differs) for name in grid.names]
+        self.plain = walk.limits.roundings(rows.rule, grid.names, self.q)
         with np.errstate(invalid="ignore"):
             self.widened = (1 + self.inputs) * gap
-            self.granted = np.array(roundings)[self.q] * self.widened
-        self.plain = np.array(roundings)[self.q]
+            self.granted = np.where(np.isinf(self.widened), np.inf, self.plain * self.widened)
         self.net, self.raw, self.step = found.net.copy(), found.raw.copy(), found.step.copy()
         self.evidence = found.evidence.copy()
 
@@ -182,8 +207,7 @@ class _Judgement:
         return np.asarray((steps == 0) | (steps == offsets))
 
     def _fails(self) -> Bools:
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.net > self.granted)
+        return np.asarray((self.net > np.maximum(self.granted, self.rows.floor)) & self.rows.asked)
 
     def _look_closer(self, fails: Bools) -> None:
         """Compare whole values where they are stored: of unproven rows, as long as nothing has failed before them."""
@@ -191,10 +215,12 @@ class _Judgement:
         last = self.s[fails].min() if fails.any() else len(grid.steps)
         if walk.tolerance.first is not None:
             return
-        doubtful = np.flatnonzero((self.evidence > evidence.VALUES) & ~fails & (self.s <= last))
+        doubtful = np.flatnonzero(self.rows.asked & (self.evidence > evidence.VALUES) & ~fails & (self.s <= last))
         for row in doubtful:
+            number = self.rows.rule[row : row + 1]
+            allowed = walk.limits.tolerance(number)
             whole = judge_whole(
-                walk.side_a, walk.side_b, walk.numbering, grid, self.s[row], self.c[row], self.q[row], walk.wanted
+                walk.side_a, walk.side_b, walk.numbering, grid, self.s[row], self.c[row], self.q[row], allowed
             )
             if whole is not None:
                 self.raw[row], self.net[row], self.step[row] = whole.raw, whole.net, whole.step
@@ -204,28 +230,32 @@ class _Judgement:
         return self.time[self.s, self.pair_of[self.c]], self.rank, self.c
 
     def _exact(self, order: tuple[Floats, Ints, Ints]) -> None:
-        tally = self.walk.exact
-        tally.n_different += len(self.s)
-        tally.max_eps = max(tally.max_eps, float(self.raw.max(initial=0.0)))
-        tally.would_pass = max(tally.would_pass, float(self.net.max(initial=0.0)))
-        self._first(tally, np.ones(len(self.s), bool), order)
+        tally, asked = self.walk.exact, self.rows.asked
+        tally.n_different += int(asked.sum())
+        tally.max_eps = max(tally.max_eps, float(self.raw[asked].max(initial=0.0)))
+        tally.would_pass = max(tally.would_pass, float(self.net[asked].max(initial=0.0)))
+        self._first(tally, asked, order)
         if self.walk.exact_decides:
-            self._keep(tally, np.ones(len(self.s), bool), order)
+            self._keep(tally, asked, order)
 
     def _tolerance(self, order: tuple[Floats, Ints, Ints], fails: Bools) -> None:
         walk, tally = self.walk, self.walk.tolerance
-        judged = np.isfinite(self.inputs)
+        noise = ~fails & self.rows.asked & (self.net > self.granted)
+        walk.n_noise += int(noise.sum())
+        judged = np.isfinite(self.inputs) & self.rows.asked
         with np.errstate(invalid="ignore", divide="ignore"):
             single = np.where(judged, self.step / self.widened, 0.0)
-            single_net = np.where(judged, self.net / self.widened, 0.0)
+            single_net = np.where(judged & ~noise, self.net / self.widened, 0.0)
+        ruled = walk.limits.with_eps(self.rows.rule)  # those rows do not ask for --eps
+        single_net = np.where(ruled, np.where(fails, np.inf, 0.0), single_net)
         tally.max_eps = max(tally.max_eps, float(single.max(initial=0.0)))
         tally.would_pass = max(tally.would_pass, float(single_net.max(initial=0.0)))
         tally.n_different += int(fails.sum())
-        unproven = ~fails & (self.evidence > evidence.VALUES) & (self.net <= self.plain)
+        unproven = ~fails & self.rows.asked & (self.evidence > evidence.VALUES) & (self.net <= self.plain)
         walk.n_unproven += int(unproven.sum())
         tally.weakest = max(tally.weakest, int(self.evidence.max(initial=0)))
         self._first(tally, fails, order)
-        beyond = self.net > self.plain
+        beyond = self.rows.asked & (self.net > np.maximum(self.plain, self.rows.floor))
         walk.drifted |= bool((beyond & ~fails & judged).any())
         if tally.first is not None and not walk.exact_decides:
             start = tally.first[0][:2]

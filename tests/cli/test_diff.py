@@ -129,3 +129,31 @@ def test_damaged_trace_is_one_sentence(place, tmp_path):
     file.write_bytes(data)
     done = optrace("diff", place / "a", tmp_path / "c", cwd=place)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "damaged" in done.stderr
+
+
+def test_rules_come_from_the_nearest_project_file(place, tmp_path):
+    runs = [place / "a", place / "c"]
+    below = tmp_path / "below"
+    below.mkdir()
+    assert optrace("diff", *runs, cwd=below).returncode == 1
+    project = tmp_path / "pyproject.toml"
+    project.write_text(
+        '[[tool.optrace.diff.rules]]\nquantity = "hyper.lr"\nignore = true\n'
+        "[[tool.optrace.diff.rules]]\nignore = true\n"
+    )
+    done = optrace("diff", *runs, cwd=below)
+    assert done.returncode == 0 and "pyproject.toml rule 1 applied (quantity hyper.lr: ignore)" in done.stdout
+    project.write_text('[[tool.optrace.diff.rules]]\nparam = "*"\ntolerance = 3\n')
+    done = optrace("diff", *runs, cwd=below)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "optrace: pyproject.toml rule 1 has the key 'tolerance';"
+        " a rule knows param, quantity, rtol, atol, eps, ignore\n"
+    )
+
+
+def test_noise_is_an_option(place):
+    done = optrace("diff", "a", "c", "--noise", "b", cwd=place)
+    assert done.returncode == 1 and "no noise: b repeats a to the bit" in done.stdout
+    assert optrace("diff", "a", "c", "--noise", "b", "--exact", cwd=place).returncode == 2
+    assert optrace("diff", "a", "c", "--noise", "nothing", cwd=place).returncode == 2
