@@ -186,12 +186,24 @@ def _errors(a: Floats, b: Floats, old: Floats, members: Sequence[Member], chosen
 
 
 def spot(
-    step: Step, keys: Sequence[str], cube: Cube, groups: Groups, i: int, m: int, quantity: str
+    step: Step,
+    keys: Sequence[str],
+    cube: Cube,
+    groups: Groups,
+    i: int,
+    m: int,
+    quantity: str,
+    carried: Carried | None = None,
 ) -> tuple[float, float, float]:
-    """Recorded, expected and former value of the worst sampled element of member m's quantity at the cube's step i."""
-    for chosen, hyper in _batches(cube, i, groups.get(int(cube.steps[i]), {}), keys, None):
-        if m in chosen.tolist():
-            new, state = _run(step, cube, i, chosen, hyper, keys, None)
+    """Recorded, expected and former value of the worst sampled element of member m's quantity at the cube's step i.
+
+    `carried` is the rule's own state before the cube's first step, where it keeps one; it is run up to step i.
+    """
+    for j in range(0 if carried is not None else i, i + 1):
+        for chosen, hyper in _batches(cube, j, groups.get(int(cube.steps[j]), {}), keys, carried):
+            new, state = _run(step, cube, j, chosen, hyper, keys, carried)
+            if j < i or m not in chosen.tolist():
+                continue
             at = chosen.tolist().index(m)
             expected = (new if quantity == "param" else state[quantity.removeprefix("state.")])[at]  # type: ignore[index]
             recorded, before = cube.values[quantity][i, m], cube.before[quantity][i, m]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from optrace.reference.rule import rule as find_rule
 from optrace.reference.variants import VARIANTS
 from optrace.replayer.classes import rule_of_class
 from optrace.replayer.cubes import Cube, cubes, members_of
-from optrace.replayer.engine import Groups, Residuals, Step, arithmetic_dtype, residuals, spot
+from optrace.replayer.engine import Carried, Groups, Residuals, Step, arithmetic_dtype, residuals, spot
 from optrace.replayer.options import options_by_step
 from optrace.replayer.report import Look, Miss, ReplayReport
 from optrace.trace.reader import Trace, open_trace
@@ -59,12 +60,13 @@ def replay(
         raise TraceError(f"replay follows one rule: {rule} or the given class, not both")
     members = members_of(trace, optimizer)
     groups = _filled(options_by_step(trace, optimizer, *steps), chosen)
-    gatherer = _Gatherer(chosen.step, chosen.state_keys, groups, tolerance)
+    carries = not set(chosen.state_keys) & set(_state_keys(trace, optimizer))
+    gatherer = _Gatherer(chosen.step, chosen.state_keys, groups, tolerance, Carried() if carries else None)
     for cube in cubes(trace, optimizer, members, *steps):
         gatherer.add(cube)
     looks: tuple[Look, ...] = ()
     if gatherer.first is not None:
-        looks = _looks_like(trace, optimizer, chosen, groups, steps, tolerance)
+        looks = _looks_like(trace, optimizer, chosen, groups, steps, tolerance, carries)
     return gatherer.report(trace, optimizer, names[optimizer], chosen.name, looks)
 
 
@@ -104,7 +106,10 @@ def _filled(groups: dict[int, dict[int, dict[str, Any]]], rule: Rule) -> Groups:
 class _Gatherer:
     """Adds up the residuals of stretch after stretch."""
 
-    def __init__(self, step: Step, keys: Sequence[str], groups: Groups, tolerance: float) -> None:
+    def __init__(
+        self, step: Step, keys: Sequence[str], groups: Groups, tolerance: float, carried: Carried | None
+    ) -> None:
+        self.carried = carried
         self.step, self.keys, self.groups, self.tolerance = step, keys, groups, tolerance
         self.first: Miss | None = None
         self.worst = 0.0
@@ -115,7 +120,18 @@ class _Gatherer:
 
     def add(self, cube: Cube) -> None:
         """Judge one stretch."""
-        found = residuals(self.step, self.keys, cube, self.groups)
+        start = copy.deepcopy(self.carried)
+        found = residuals(self.step, self.keys, cube, self.groups, self.carried)
+        last = self.judged[-1] if self.judged else 0
+        if (
+            self.carried is not None
+            and self.carried.values
+            and (cube.steps != last + 1 + np.arange(len(cube.steps))).any()
+        ):
+            raise TraceError(
+                "the record holds no state of this rule, and not every step from the first one on, from which the state"
+                " could be computed; record with the state (--quantities) or every step"
+            )
         worst = found.worst
         judged = ~np.isnan(worst)
         self.judged += found.steps[judged.any(axis=1)].tolist()
@@ -127,14 +143,14 @@ class _Gatherer:
             self.worst = max(self.worst, float(np.nanmax(worst)))
         self.whole &= all(member.numel <= 16 for member in cube.members)
         if self.first is None and beyond.any():
-            self.first = self._miss(cube, found, beyond)
+            self.first = self._miss(cube, found, beyond, start)
 
-    def _miss(self, cube: Cube, found: Residuals, beyond: Any) -> Miss:
+    def _miss(self, cube: Cube, found: Residuals, beyond: Any, start: Carried | None) -> Miss:
         i = int(np.argmax(beyond.any(axis=1)))
         m = int(np.argmax(beyond[i]))
         errors = {"param": found.param[i, m]} | {f"state.{k}": t[i, m] for k, t in found.state.items()}
         quantity = next(q for q, error in errors.items() if error > self.tolerance)
-        recorded, expected, before = spot(self.step, self.keys, cube, self.groups, i, m, quantity)
+        recorded, expected, before = spot(self.step, self.keys, cube, self.groups, i, m, quantity, start)
         member = cube.members[m]
         return Miss(
             int(cube.steps[i]), member.group, member.name, quantity, recorded, expected, before, float(errors[quantity])
@@ -143,6 +159,8 @@ class _Gatherer:
     def report(self, trace: Trace, optimizer: int, class_name: str, rule: str, looks: tuple[Look, ...]) -> ReplayReport:
         """The frozen result."""
         notes = list(trace.problems)
+        if self.carried is not None and self.carried.values:
+            notes.append("the rule's state is not in the record; it was computed from the first step on")
         if not self.judged:
             notes.append(
                 "no step has samples of param and grad; record with --values sample (the default) or more, and with"
@@ -169,14 +187,21 @@ class _Gatherer:
 
 
 def _looks_like(
-    trace: Trace, optimizer: int, rule: Rule, groups: Groups, steps: tuple[int | None, int | None], tolerance: float
+    trace: Trace,
+    optimizer: int,
+    rule: Rule,
+    groups: Groups,
+    steps: tuple[int | None, int | None],
+    tolerance: float,
+    carries: bool,
 ) -> tuple[Look, ...]:
     """Variants of the rule that give every recorded number; those that agree with each other are all listed."""
     left = list(VARIANTS.get(rule.name, ()))
+    own = {variant.name: Carried() if carries else None for variant in left}
     hyper = next((options for by_group in groups.values() for options in by_group.values()), {})
     for cube in cubes(trace, optimizer, members_of(trace, optimizer), *steps):
         for variant in tuple(left):
-            worst = residuals(variant.step, rule.state_keys, cube, groups).worst
+            worst = residuals(variant.step, rule.state_keys, cube, groups, own[variant.name]).worst
             if (np.nan_to_num(worst, nan=0.0) > tolerance).any():
                 left.remove(variant)
         if not left:

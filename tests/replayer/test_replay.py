@@ -169,3 +169,44 @@ def test_a_class_of_another_shape_is_refused_in_words(tmp_path):
     train(tmp_path / "run", lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
     with pytest.raises(OptraceError, match="Strange could not make the recorded step"):
         replay(tmp_path / "run", as_class=Strange)
+
+
+class Hidden:
+    """Keeps its momentum where no recorder looks."""
+
+    def __init__(self, params, share):
+        self.params, self.lr, self.momentum = list(params), 0.1, 0.9
+        buffers = {}
+
+        @torch.no_grad()
+        def rule(self):
+            for p in self.params:
+                v = buffers.setdefault(p, torch.zeros_like(p))
+                v.mul_(self.momentum).add_(p.grad, alpha=share)
+                p -= self.lr * v
+
+        self._rule = rule
+
+    def step(self):
+        self._rule(self)
+
+
+@pytest.mark.parametrize(("share", "same"), [(1.0, True), (0.1, False)])
+def test_state_that_is_not_recorded_is_carried_from_the_first_step(tmp_path, share, same):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    optimizer = optrace.watch(Hidden(net.parameters(), share))
+    for name, settings in (("all", {}), ("some", {"every": 2})):
+        with optrace.record(tmp_path / name, quiet=True, **settings):
+            for _ in range(8 if name == "all" else 4):
+                net.zero_grad()
+                net(torch.ones(2, 3)).square().mean().backward()
+                optimizer.step()
+    report = replay(tmp_path / "all", rule="sgd")
+    assert report.same is same
+    assert any("computed from the first step on" in note for note in report.notes)
+    if not same:
+        assert report.first.step == 1
+        assert [look.code for look in report.looks_like] == ["rule-momentum-form"]
+    with pytest.raises(OptraceError, match="record with the state"):
+        replay(tmp_path / "some", rule="sgd")
