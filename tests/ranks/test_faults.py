@@ -1,0 +1,62 @@
+"""Faults of one rank, injected one at a time: the report names the cause, the step and the rank."""
+
+from __future__ import annotations
+
+import pytest
+
+import optrace
+
+BITS = "blocks.0.attention.wq.weight"
+
+
+@pytest.mark.parametrize(
+    ("fault", "against", "code", "step", "words"),
+    [
+        ("missed-all-reduce", "ddp", "grad-unreduced", 3, "all 29 params was not reduced at step 3: rank 1"),
+        ("layer-not-reduced", "ddp", "grad-unreduced", 1, "blocks.1.feed_forward.w1.weight was not reduced"),
+        ("other-lr", "ddp", "replica-drift", 1, "lr is 0.003 on rank 0, 0.006 on rank 1"),
+        ("bit-flip", "ddp", "replica-drift", 3, f"values of {BITS} since step 3"),
+        ("older-step", "resumed", "replica-drift", 0, "step counter is 3 on rank 0, 2 on rank 1"),
+        ("fsdp2-clip-local", "fsdp2-clip", "grad-clip", 1, "each rank clips by another total norm"),
+    ],
+)
+def test_a_fault_of_one_rank_is_found_and_named(faults, fault, against, code, step, words):
+    report = optrace.diff(faults / against, faults / fault)
+    assert not report.same and report.first.step == step, str(report)
+    assert report.causes[0].code == code and words in report.causes[0].summary, str(report)
+    assert report.causes[0].fix
+    if fault != "fsdp2-clip-local":
+        assert report.first.kind == "replica" and "rank 1" in report.first.b
+
+
+def test_the_odd_rank_is_found_without_another_run(faults):
+    (drift,) = optrace.open(faults / "bit-flip").drifts
+    assert (drift.step, drift.quantity, drift.params, drift.ranks, drift.others) == (3, "param_in", (BITS,), (1,), (0,))
+    (drift,) = optrace.open(faults / "other-lr").drifts
+    assert (drift.step, drift.quantity, len(drift.params)) == (1, "update", 29)
+
+
+@pytest.mark.parametrize("sound", ["ddp", "by-hand", "resumed", "fsdp2-clip"])
+def test_ranks_that_agree_are_not_accused(faults, sound):
+    assert optrace.open(faults / sound).drifts == []
+
+
+def test_gradients_reduced_by_hand_are_those_of_ddp(faults):
+    report = optrace.diff(faults / "ddp", faults / "by-hand")
+    assert report.same and report.exact.same, str(report)
+
+
+def test_a_fault_in_both_runs_is_no_difference(faults):
+    assert optrace.diff(faults / "bit-flip", faults / "bit-flip").same
+
+
+def test_a_killed_rank_leaves_every_finished_step_readable(killed, faults):
+    trace = optrace.open(killed)
+    assert trace.rank(0).last_step() == 3 and trace.rank(1).last_step() == 2
+    assert trace.last_step() == 3  # with DDP rank 0 holds all of it
+    assert set(trace.rank(1).tensors["step"]) == {0, 1, 2}
+    told = [problem for problem in trace.problems if problem.startswith("rank 1 stops after step 2")]
+    assert told and "others go on to step 3" in told[0]
+    report = optrace.diff(faults / "ddp", killed)
+    assert report.same and report.extent.steps == 3
+    assert any("rank 1 stops after step 2" in note for note in report.notes)

@@ -1,0 +1,105 @@
+"""One training in many layouts reads as one run: equal in bits where the sums are, within rounding where not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import optrace
+from optrace.trace.measure import fingerprint
+
+ALL = ["ddp-2", "fsdp2-2", "tp-2", "fsdp1-2", "ddp-4", "fsdp2-4", "both-4", "hsdp-4"]
+
+
+@pytest.mark.parametrize("layout", ALL)
+def test_every_layout_is_the_same_as_the_single_process_within_rounding(layouts, layout):
+    report = optrace.diff(layouts / "single", layouts / layout)
+    assert report.same and report.lane == "tolerance" and not report.exact.same, str(report)
+    assert report.extent.params == 29 and report.extent.steps == 4 and not report.only_in_a + report.only_in_b
+    assert any("other layout" in note for note in report.notes)
+    assert report.tolerance.max_eps < 16
+
+
+def test_the_same_sums_in_another_layout_are_the_same_to_the_bit(layouts):
+    for one, other in (("ddp-2", "fsdp2-2"), ("ddp-2", "fsdp1-2")):
+        report = optrace.diff(layouts / one, layouts / other)
+        assert report.same and report.exact.same, str(report)
+
+
+@pytest.mark.parametrize("pair", [("ddp-4", "fsdp2-4"), ("fsdp2-4", "hsdp-4"), ("tp-2", "both-4"), ("ddp-2", "ddp-4")])
+def test_two_layouts_are_the_same_within_rounding(layouts, pair):
+    report = optrace.diff(layouts / pair[0], layouts / pair[1])
+    assert report.same, str(report)
+
+
+@pytest.mark.parametrize("layout", ALL)
+def test_start_values_have_the_fingerprints_of_the_single_process(layouts, layout):
+    """No arithmetic lies before step 0: shards must add up to the same bits."""
+    one, other = (optrace.open(layouts / name).table("tensors", step=0) for name in ("single", layout))
+    columns = ["param", "quantity", "numel", "n_zero", "min", "max", "fingerprint"]
+    one, other = (frame.sort_values(["param", "quantity"])[columns].reset_index(drop=True) for frame in (one, other))
+    assert one.equals(other)
+
+
+@pytest.mark.parametrize("layout", ALL)
+def test_ranks_agree_on_names_steps_and_events(layouts, layout):
+    trace = optrace.open(layouts / layout)
+    assert trace.ranks == list(range(int(layout[-1]))) and trace.problems == [] and trace.drifts == []
+    assert trace.last_step() == 4 and trace.rank_info["end"] == "clean" and trace.verify() == []
+    kinds = [list(trace.rank(n).events["kind"]) for n in trace.ranks]
+    assert all(one == kinds[0] for one in kinds)
+    assert trace.params["param"].tolist() == optrace.open(layouts / "single").params["param"].tolist()
+    assert trace.params["shape"].tolist() == optrace.open(layouts / "single").params["shape"].tolist()
+
+
+def test_statistics_of_shards_are_those_of_the_whole(layouts):
+    trace = optrace.open(layouts / "fsdp2-full-2")
+    frame = trace.table("tensors", step=3, param="embedding.weight").set_index("quantity")
+    for quantity in ("param", "grad", "state.exp_avg"):
+        value = trace.value(3, "embedding.weight", quantity).astype(np.float64)
+        row = frame.loc[quantity]
+        assert value.shape == (24, 16) and row["numel"] == value.size
+        assert row["fingerprint"] == np.int64(np.uint64(fingerprint(value.astype(np.float32)) % 2**64))
+        assert np.isclose(row["mean"], value.mean(), rtol=1e-12, atol=1e-18)
+        assert np.isclose(row["l1"], np.abs(value).sum(), rtol=1e-12)
+        assert np.isclose(row["l2"], np.sqrt((value**2).sum()), rtol=1e-12)
+        assert (row["min"], row["max"]) == (value.min(), value.max())
+        assert row["n_zero"] == (value == 0).sum()
+        assert row["sample"][0] == value.flat[0] and row["sample"][1] == value.flat[-1]
+
+
+def test_whole_values_are_put_together_from_the_shards(layouts):
+    whole, parts = optrace.open(layouts / "single-full"), optrace.open(layouts / "fsdp2-full-2")
+    for param in whole.params["param"]:
+        assert np.array_equal(whole.value(0, param, "param"), parts.value(0, param, "param")), param
+        one, other = whole.value(4, param, "param"), parts.value(4, param, "param")
+        assert one.shape == other.shape and np.allclose(one, other, rtol=0, atol=1e-5), param
+    assert parts.rank(0).value(4, "head.weight", "param").shape == (4, 16)  # 7 rows over 2 ranks
+    assert parts.rank(1).value(4, "head.weight", "param").shape == (3, 16)
+
+
+def test_what_was_not_stored_whole_names_the_recording_that_would_have_it(layouts):
+    with pytest.raises(optrace.errors.TraceError, match="--values full --steps 2 would have it"):
+        optrace.open(layouts / "fsdp2-2").value(2, "embedding.weight", "param")
+
+
+def test_zero_redundancy_partitions_read_as_one_optimizer(layouts):
+    """The wrapper is an optimizer of its own; the one within it holds on each rank another part of the params."""
+    trace = optrace.open(layouts / "zero-2")
+    inner = next(index for index, name in trace.optimizers if name == "AdamW")
+    held = [set(trace.rank(n).table("params", optimizer=inner)["param"]) for n in trace.ranks]
+    assert not held[0] & held[1] and len(held[0] | held[1]) == 29
+    report = optrace.diff(layouts / "ddp-2@AdamW", f"{layouts / 'zero-2'}@AdamW")
+    assert report.same and report.exact.same, str(report)
+
+
+def test_losses_are_the_mean_over_the_ranks(layouts):
+    one, other = (optrace.open(layouts / name).steps["loss"] for name in ("single", "ddp-2"))
+    assert np.allclose(one, other, rtol=1e-6)
+    own = [optrace.open(layouts / "ddp-2").rank(n).steps["loss"] for n in (0, 1)]
+    assert np.allclose(other, (own[0] + own[1]) / 2, rtol=1e-15)
+
+
+def test_a_rank_can_be_compared_alone(layouts):
+    report = optrace.diff(f"{layouts / 'ddp-2'}@rank=0", f"{layouts / 'ddp-2'}@rank=1")
+    assert report.same and report.exact.same
