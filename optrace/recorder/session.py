@@ -31,6 +31,8 @@ _PENDING = 256
 """So many events wait for the next step; more are written without it."""
 _SUSPICIOUS = 3
 """After so many backwards without an optimizer's step, the parameters are looked at."""
+_WRAPPED = 4
+"""So many optimizers deep a wrapper is looked into."""
 _WAITING = 10_000
 """So many are kept while there are no files yet."""
 _RARE = frozenset(
@@ -124,7 +126,7 @@ class Session:
                     self._hooks.settle()
                 for finish in self._at_end:
                     finish()
-                self.flush()
+                self.flush(last=True)
         except Exception as error:
             self.fail(error)
         finally:
@@ -208,8 +210,8 @@ class Session:
             return
         index, step, reference = -1, 0, None
         if optimizer is not None and self._steps is not None:
-            track = self._steps.find(optimizer)
-            if track is not None and track.index >= 0:
+            track = self._track_of(optimizer)
+            if track is not None:
                 index, step = track.index, track.completed
             else:
                 reference = _reference(optimizer)
@@ -234,15 +236,26 @@ class Session:
             say(line)
         self.emit("recorder", optimizer, {"what": what, **data})
 
-    def flush(self) -> None:
-        """Write the events that wait, if there are files."""
+    def _track_of(self, optimizer: Any) -> Track | None:
+        """The track of an optimizer that has stepped, or of the one inside a wrapper (Accelerate's has `optimizer`)."""
+        for _ in range(_WRAPPED):
+            track: Track | None = self._steps.find(optimizer)
+            if track is not None and track.index >= 0:
+                return track
+            optimizer = getattr(optimizer, "__dict__", {}).get("optimizer")
+            if optimizer is None:
+                break
+        return None
+
+    def flush(self, last: bool = False) -> None:
+        """Write the events that wait, if there are files; the last time also those of optimizers that never stepped."""
         with self._lock:
             if self._rank is not None:
-                events = self._take_events()
+                events = self._take_events(last)
                 if events:
                     self._rank.write_events(events)
 
-    def _take_events(self) -> list[Any]:
+    def _take_events(self, last: bool = False) -> list[Any]:
         """The waiting events, ready to be written; those of optimizers that have not stepped yet go on waiting."""
         from optrace.trace.writer import Event
 
@@ -252,10 +265,10 @@ class Session:
             seq, step, kind, index, data, reference = entry
             if reference is not None:
                 optimizer = reference()
-                track = None if optimizer is None else self._steps.find(optimizer)
-                if track is not None and track.index >= 0:
+                track = None if optimizer is None else self._track_of(optimizer)
+                if track is not None:
                     index = track.index
-                elif optimizer is not None and self.active and len(self._pending) < _PENDING // 2:
+                elif not last and optimizer is not None and self.active and len(self._pending) < _PENDING // 2:
                     self._pending.append(entry)
                     continue
             events.append(Event(seq, step, kind, index, _json_of(data) if data else data))
