@@ -11,9 +11,15 @@ import pyarrow.compute
 import pyarrow.parquet
 import pytest
 import torch
+import torch._dynamo
+import torch._inductor.test_operators
 
 HEAVY = (optrace.testing, pandas, pyarrow.compute, pyarrow.parquet, torch)
 """Imported once here, so that the pytests inside this process do not import them again each."""
+for kind in (torch.optim.SGD, torch.optim.AdamW):  # whose first step imports the rest of torch
+    tensor = torch.nn.Parameter(torch.ones(2))
+    tensor.grad = torch.ones(2)
+    kind([tensor]).step()
 pytest_plugins = ["pytester"]
 
 OPTIMIZER = """

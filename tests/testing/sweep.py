@@ -63,7 +63,12 @@ def torch_subjects():
 def library_subjects():
     import pytorch_optimizer
 
-    for name, kind in sorted(pytorch_optimizer.OPTIMIZERS.items()):
+    for name in sorted(pytorch_optimizer.get_supported_optimizers()):
+        try:
+            kind = pytorch_optimizer.load_optimizer(name)
+        except Exception as error:
+            print(f"{name:<20} cannot be loaded: {error}", flush=True)
+            continue
         settings = {}
         if name in ("muon", "adamuon", "adago"):
             settings["shapes"] = MATRICES
