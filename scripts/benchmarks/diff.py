@@ -1,4 +1,4 @@
-"""Comparing two traces of which every row differs, against a pandas merge of the same columns; and a demo-sized diff."""
+"""Comparing two traces of which every row differs, against a pandas merge of the same columns; and two small runs."""
 
 from __future__ import annotations
 
@@ -101,9 +101,7 @@ def _small(folder: Path, rounds: int, report: Report) -> None:
     """`optrace diff` of demo-sized runs as a command, against importing what it reads with."""
     for name, seed in (("small_a", 1), ("small_b", 2)):
         write_trace(folder / name, 200, 4, seed)
-    command = [sys.executable, "-m", "optrace.cli.main", "diff", str(folder / "small_a"), str(folder / "small_b")]
-    code = "import sys\nfrom optrace.cli.main import main\nsys.argv[0] = 'optrace'\nmain()"
-    command = [sys.executable, "-c", code, *command[3:]]
+    command = [sys.executable, "-m", "optrace", "diff", str(folder / "small_a"), str(folder / "small_b")]
     imports = [sys.executable, "-c", "import pandas, pyarrow"]
     ratios, seconds = [], []
     for _ in range(rounds + 1):
@@ -118,17 +116,15 @@ def _small(folder: Path, rounds: int, report: Report) -> None:
     ratio = spread(ratios[1:])
     cells = {"seconds": spread(seconds[1:]).text(2), "time / `import pandas, pyarrow`": ratio.text(2)}
     met = ratio.median <= 1.5
-    report.rows.append(
-        Row("two runs of 200 steps", "optrace diff", cells, {"ratio": ratio.__dict__}, "<= 1.5", met)
-    )
+    report.rows.append(Row("two runs of 200 steps", "optrace diff", cells, {"ratio": ratio.__dict__}, "<= 1.5", met))
 
 
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     """Measure; quick takes a tenth of the rows. Cases: small, large."""
     report = Report(
         "diff",
-        "Two sealed traces in which every fingerprint, statistic and sample differs. Each measurement is a process of its"
-        " own; memory is what it takes beyond its imports.",
+        "Two sealed traces in which every fingerprint, statistic and sample differs. Each measurement is a process of"
+        " its own; memory is what it takes beyond its imports.",
     )
     assert optrace.__version__
     with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:

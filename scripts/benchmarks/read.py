@@ -31,7 +31,9 @@ print(json.dumps([opened, perf_counter() - start, steps, len(rows)]))
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     """Measure 100,000 steps of the two-layer regression; quick: 10,000."""
     count = 10_000 if quick else 100_000
-    report = Report("read", "The two-layer regression recorded whole, then opened by a process of its own (imports apart).")
+    report = Report(
+        "read", "The two-layer regression recorded whole, then opened by a process of its own (imports apart)."
+    )
     training = two_layers()
     with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
         path = Path(folder) / "run"

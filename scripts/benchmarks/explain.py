@@ -1,0 +1,51 @@
+"""Finding the cause of a difference, replaying and rebuilding, on the two-layer example with its planted mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import optrace
+from benchmarks.figures import Report, Row, spread
+
+_EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "two_layers.py"
+
+
+def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
+    """Measure on runs of 200 steps; not quick: of 1,000 steps."""
+    steps = 200 if quick else 1000
+    report = Report(
+        "explain", f"The two-layer example, {steps} steps, torch's SGD against one that averages gradients."
+    )
+    with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
+        paths = {}
+        for name, values in (("torch", "sample"), ("mine", "sample"), ("grads", "grad")):
+            paths[name] = f"{folder}/{name}"
+            script = [str(_EXAMPLE), "torch" if name == "grads" else name, "--steps", str(steps)]
+            command = [sys.executable, "-m", "optrace", "record", "-q", "--values", values, "-o", paths[name], *script]
+            subprocess.run(command, check=True, capture_output=True)
+        jobs: dict[str, Callable[[], Any]] = {
+            "optrace.diff with causes": lambda: optrace.diff(paths["torch"], paths["mine"]),
+            "optrace.replay": lambda: optrace.replay(paths["torch"]),
+            "optrace.identify": lambda: optrace.identify(paths["torch"]),
+            f"optrace.value at step {steps}": lambda: optrace.value(
+                paths["grads"], steps // 2 + 1, "first.weight", "state.momentum_buffer"
+            ),
+        }
+        for name, job in jobs.items():
+            if only and not any(word in name for word in only):
+                continue
+            job()
+            times = []
+            for _ in range(rounds or 5):
+                start = perf_counter()
+                job()
+                times.append(1000 * (perf_counter() - start))
+            found = spread(times)
+            report.rows.append(Row(f"{steps} steps", name, {"ms": found.text(0)}, {"ms": found.__dict__}))
+    return report
