@@ -1,4 +1,4 @@
-"""Runs a program three times in folders of its own: alone, under `optrace record`, and under the independent capture."""
+"""Runs a program three times, in folders of its own: alone, under `optrace record`, under the independent capture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs as people write them: rows equal an independent capture; names, events, losses are right; nothing changes."""
+"""Programs as people write them: rows equal an independent capture, events and losses are right, nothing changes."""
 
 from __future__ import annotations
 

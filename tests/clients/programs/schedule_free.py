@@ -9,7 +9,7 @@ model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
 optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01, warmup_steps=3)
 x, y = torch.randn(40, 4), torch.randn(40, 1)
 
-for epoch in range(3):
+for _ in range(3):
     model.train()
     optimizer.train()
     for _ in range(2):
