@@ -34,6 +34,7 @@ FORMATS = ("text", "markdown", "json")
 @click.option(
     "--limit", type=click.IntRange(min=0), default=100, metavar="N", help="Divergences listed [default: 100]."
 )
+@click.option("--engine", type=click.Choice(("dask",)), help="Read the tensors of many ranks on a Dask cluster.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="text, markdown or json.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write there.")
 def command(
@@ -49,6 +50,7 @@ def command(
     noise: str | None,
     details: bool,
     limit: int,
+    engine: str | None,
     form: str,
     output: Path | None,
 ) -> int:
@@ -76,6 +78,7 @@ def command(
             noise=noise,
             rules=nearest_rules(Path.cwd()),
             limit=limit,
+            engine=engine,
             progress=progress,
         )
     if form == "json":

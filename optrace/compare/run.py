@@ -16,6 +16,7 @@ from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.explain import explain
 from optrace.compare.columns import Numbering, Side
+from optrace.compare.engine import on_engine
 from optrace.compare.facts import Facts
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.match import Matching, match_sources
@@ -51,6 +52,7 @@ def diff(
     noise: str | Path | TraceLike | None = None,
     rules: Sequence[Mapping[str, Any] | PatternRule] | PatternRules = (),
     limit: int = 100,
+    engine: str | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> DiffReport:
     """Compare two traces: where do they part, since when, in what.
@@ -74,6 +76,7 @@ def diff(
             names; then rtol, atol or eps, or `"ignore": True`. The first that fits a row counts. (The command reads
             them from the nearest pyproject.toml: `optrace.compare.patterns.nearest_rules`.)
         limit: divergences kept one by one; all are counted.
+        engine: `dask` reads the ranks' tensors on a Dask cluster (`optrace.compare.engine`); None: here.
         progress: told (steps done, steps in all) after each stretch.
 
     Returns:
@@ -90,6 +93,8 @@ def diff(
         raise CompareError("exact judges by bits and noise forgives some; ask for one of the two")
     patterns = rules if isinstance(rules, PatternRules) else PatternRules.parse(rules)
     source_a, source_b = open_source(a), open_source(b)
+    if engine is not None:
+        source_a, source_b = on_engine(source_a, engine), on_engine(source_b, engine)
     renaming = Renaming.parse(tuple(map), tuple(state))
     matching = match_sources(source_a, source_b, renaming)
     alignment = align_steps(source_a, source_b, matching, align)
