@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optrace.trace.dtypes import eps_of, tiny_of
 from optrace.trace.reader import Trace
 
 Floats = NDArray[np.float64]
@@ -53,6 +55,23 @@ class Cube:
     """Whether such a value existed before the step."""
     dtypes: dict[str, str] = field(default_factory=dict)
     """quantity -> dtype of its rows (of the first one here)."""
+
+    @cached_property
+    def eps(self) -> Floats:
+        """Spacing at 1 of each member's dtype, [members]."""
+        return np.array([eps_of(member.dtype) for member in self.members])
+
+    @cached_property
+    def tiny(self) -> Floats:
+        """Smallest normal number of each member's dtype, [members]."""
+        return np.array([tiny_of(member.dtype) for member in self.members])
+
+    @cached_property
+    def used(self) -> Flags:
+        """Which slots of a sample hold an element, [members, 16]."""
+        counts = np.array([member.used for member in self.members], dtype=np.int64)
+        used: Flags = np.arange(SLOTS)[None, :] < counts[:, None]
+        return used
 
 
 def members_of(trace: Trace, optimizer: int) -> list[Member]:

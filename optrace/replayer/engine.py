@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optrace.replayer.cubes import Cube, Flags, Floats, Member
-from optrace.trace.dtypes import eps_of, tiny_of
 
 Step = Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, Mapping[str, Any]]]
 Groups = Mapping[int, Mapping[int, Mapping[str, Any]]]
@@ -71,14 +70,14 @@ def residuals(step: Step, keys: Sequence[str], cube: Cube, groups: Groups, carri
                 continue
             old = cube.before["param"][i, chosen]
             after = cube.values["param"][i, chosen]
-            result.param[i, chosen] = _errors(after, new, old, cube.members, chosen)
+            result.param[i, chosen] = _errors(after, new, old, cube, chosen)
             for key, value in state.items():
                 quantity = f"state.{key}"
                 if quantity not in cube.values or carried is not None:
                     continue
                 judged = cube.there[quantity][i, chosen]
                 errors = _errors(
-                    cube.values[quantity][i, chosen], value, cube.before[quantity][i, chosen], cube.members, chosen
+                    cube.values[quantity][i, chosen], value, cube.before[quantity][i, chosen], cube, chosen
                 )
                 table = result.state.setdefault(key, np.full(shape, np.nan))
                 table[i, chosen] = np.where(judged, errors, np.nan)
@@ -167,11 +166,9 @@ def _spread(value: Floats, shape: tuple[int, int], key: str) -> Floats:
     return first
 
 
-def _errors(a: Floats, b: Floats, old: Floats, members: Sequence[Member], chosen: NDArray[np.int64]) -> Floats:
+def _errors(a: Floats, b: Floats, old: Floats, cube: Cube, chosen: NDArray[np.int64]) -> Floats:
     """Worst error of each member's used slots, in eps of max(|a|, |b|, |old|) + rms(change)."""
-    eps = np.array([eps_of(members[m].dtype) for m in chosen])[:, None]
-    tiny = np.array([tiny_of(members[m].dtype) for m in chosen])[:, None]
-    used = np.arange(a.shape[1])[None, :] < np.array([members[m].used for m in chosen])[:, None]
+    eps, tiny, used = cube.eps[chosen, None], cube.tiny[chosen, None], cube.used[chosen, : a.shape[1]]
     with np.errstate(all="ignore"):
         start = np.where(np.isnan(old), 0.0, old)
         change = np.where(used & np.isfinite(a) & np.isfinite(start), a - start, 0.0)
