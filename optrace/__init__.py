@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optrace.replayer.run import replay as replay
     from optrace.trace.reader import Trace as Trace
     from optrace.trace.reader import open_trace as open
+    from optrace.views.html.write import report as report
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _PUBLIC = {
     "identify": ("optrace.replayer.identify", "identify"),
     "lint": ("optrace.compare.lint.run", "lint"),
     "replay": ("optrace.replayer.run", "replay"),
+    "report": ("optrace.views.html.write", "report"),
     "repro": ("optrace.compare.repro", "repro"),
     "value": ("optrace.replayer.rebuild", "value"),
     "OptraceError": ("optrace.errors", "OptraceError"),
@@ -53,6 +55,7 @@ __all__ = [  # resolved by __getattr__ (PEP 562): nothing heavy is imported unti
     "open",
     "record",
     "replay",
+    "report",
     "repro",
     "start",
     "stop",

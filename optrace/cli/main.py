@@ -22,6 +22,7 @@ COMMANDS = {
     "repro": ("optrace.cli.repro", "Print a script that shows where two runs part."),
     "replay": ("optrace.cli.replay", "Recompute a run's steps from their own inputs, by the rule."),
     "lint": ("optrace.cli.lint", "Look at one run for what quietly spoils training."),
+    "report": ("optrace.cli.report", "Write a page about a run, or about where two runs part."),
     "golden": ("optrace.cli.golden", "Check an optimizer or scheduler against numbers that torch computed."),
 }
 """Each subcommand's module, which holds a click command `command`, and what it is for."""
