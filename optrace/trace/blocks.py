@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from optrace.errors import TraceError
@@ -43,18 +44,14 @@ class Split:
     number_of: Mapping[int, int]
     """Rank -> number of its block; NOWHERE for an empty one."""
 
-    @property
+    @cached_property
     def count(self) -> int:
-        """Blocks that make the whole."""
-        return max(len(self.blocks), 1)
-
-    @property
-    def covers(self) -> bool:
-        """Whether all blocks together hold every element of the whole."""
-        if not self.blocks or self.blocks[0].part:
-            return True
+        """Blocks that make the whole; 0 where those that ranks hold do not hold every element of it."""
+        if not self.blocks:
+            return 1
         whole: int = math.prod(self.blocks[0].of)
-        return sum(block.numel for block in self.blocks) == whole
+        covers = self.summed or sum(block.numel for block in self.blocks) == whole
+        return len(self.blocks) if covers else 0
 
     @property
     def summed(self) -> bool:
@@ -96,7 +93,7 @@ class Blocks:
         ranks = self._holders.get(key[:2], self._all)
         pieces = self._pieces.get(key, {})
         number_of: dict[int, int] = {}
-        blocks: list[Block] = []
+        blocks: dict[Block, int] = {}
         holders: list[list[int]] = []
         if not pieces:
             return Split((), (tuple(ranks),), dict.fromkeys(ranks, 0))
@@ -107,11 +104,10 @@ class Blocks:
             elif not block.numel and block.shape != block.of:
                 number_of[rank] = NOWHERE
             elif block in blocks:
-                number_of[rank] = blocks.index(block)
+                number_of[rank] = blocks[block]
                 holders[number_of[rank]].append(rank)
             else:
-                number_of[rank] = len(blocks)
-                blocks.append(block)
+                number_of[rank] = blocks[block] = len(blocks)
                 holders.append([rank])
         return Split(tuple(blocks), tuple(tuple(ranks) for ranks in holders), number_of)
 

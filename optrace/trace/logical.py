@@ -173,7 +173,7 @@ class LogicalTrace(Trace):
         for number, ranks in enumerate(split.holders):
             stored = (value_in_files(self.members[rank], step, param, quantity, optimizer) for rank in ranks)
             one = next((value for value in stored if value is not None), None)
-            if one is None or not split.covers:
+            if one is None or not split.count:
                 return value_from_row(self, step, param, quantity, optimizer)
             if not split.blocks:
                 return one

@@ -28,6 +28,8 @@ class Names:
         self.params: dict[tuple[str, int], int] = {}
         """(name, group) -> number; the group counts only where the name is empty."""
         self.quantities: dict[str, int] = {}
+        self._param_list: list[str] = []
+        self._quantity_list: list[str] = []
 
     def keys(self, rows: Any) -> Ints:
         """One number per row of a table that has the columns KEYS: equal for rows of the same tensor and step."""
@@ -54,25 +56,32 @@ class Names:
         return result
 
     def _param(self, name: str, group: int) -> int:
-        return self.params.setdefault((name, group), len(self.params))
+        number = self.params.setdefault((name, group), len(self.params))
+        if number == len(self._param_list):
+            self._param_list.append(name)
+        return number
 
     def _quantity(self, name: str) -> int:
-        return self.quantities.setdefault(name, len(self.quantities))
+        number = self.quantities.setdefault(name, len(self.quantities))
+        if number == len(self._quantity_list):
+            self._quantity_list.append(name)
+        return number
 
     def place(self, low: int) -> tuple[int, str, str]:
         """Optimizer, param and quantity of a row's number without its step."""
-        optimizer, param, quantity = self._parts(np.array([low]))
-        return int(optimizer[0]), self.param_words[int(param[0])], self.quantity_words[int(quantity[0])]
+        param = (low >> _QUANTITY_BITS) & ((1 << _PARAM_BITS) - 1)
+        quantity = low & ((1 << _QUANTITY_BITS) - 1)
+        return low >> (_PARAM_BITS + _QUANTITY_BITS), self._param_list[param], self._quantity_list[quantity]
 
     @property
     def param_words(self) -> list[str]:
         """Names by number."""
-        return [name for name, _ in self.params]
+        return self._param_list
 
     @property
     def quantity_words(self) -> list[str]:
         """Quantities by number."""
-        return list(self.quantities)
+        return self._quantity_list
 
     @staticmethod
     def quantity_numbers(keys: Ints) -> Ints:
@@ -130,7 +139,7 @@ class Placing:
             split = self._blocks.split(*self._names.place(low))
             number = split.number_of.get(self._rank, NOWHERE)
             holders = len(split.holders[number]) if number != NOWHERE else 0
-            known = self._known[low] = (number, split.count if split.covers else 0, split.summed, holders)
+            known = self._known[low] = (number, split.count, split.summed, holders)
         return known
 
 
