@@ -234,7 +234,8 @@ class _Comparison:
             exact_decides=decides,
             within_tolerance=walk.tolerance.first is None,
         )
-        return explain(case, same=same)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # records hold inf and nan
+            return explain(case, same=same)
 
     def _resume(self) -> list[str]:
         """What B took over where it continues A."""

@@ -204,7 +204,8 @@ class TorchHand(Hand):
         for number, group in enumerate(known["groups"]):
             for name, tensor in group:
                 dtype, after = array_of(tensor)
-                rows.append((number, name, "update", dtype, after.astype(np.float64) - before[name][1]))
+                with np.errstate(invalid="ignore"):  # inf before and after
+                    rows.append((number, name, "update", dtype, after.astype(np.float64) - before[name][1]))
         rows += self.param_rows(index) + self.state_rows(index, optimizer)
         if record:
             self.write(index, known["step"], rows, hyper, {"n_backward": 1, "n_skipped": 0, **steps})
