@@ -49,7 +49,9 @@ class RunBaseline:
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(self.trace.path, temporary, ignore=shutil.ignore_patterns("child-*", "values", ".job", ".launch"))
+        shutil.copytree(
+            self.trace.path, temporary, ignore=shutil.ignore_patterns("child-*", "values", ".job", ".launch")
+        )
         for file in [temporary / "trace.json", *temporary.glob("rank=*/rank.json")]:
             facts = json.loads(file.read_text(encoding="utf-8"))
             kept = {key: value for key, value in facts.items() if key not in PRIVATE}

@@ -1,11 +1,5 @@
 """pytest inside pytest, for tests of the plugin."""
 
-import optrace.testing.asserts
-import optrace.testing.conformance
-import optrace.testing.golden_cases
-import optrace.testing.optimizer_baseline
-import optrace.testing.plugin
-import optrace.testing.run_baseline
 import pandas
 import pyarrow.compute
 import pyarrow.parquet
@@ -13,6 +7,13 @@ import pytest
 import torch
 import torch._dynamo
 import torch._inductor.test_operators
+
+import optrace.testing.asserts
+import optrace.testing.conformance
+import optrace.testing.golden_cases
+import optrace.testing.optimizer_baseline
+import optrace.testing.plugin
+import optrace.testing.run_baseline
 
 HEAVY = (optrace.testing, pandas, pyarrow.compute, pyarrow.parquet, torch)
 """Imported once here, so that the pytests inside this process do not import them again each."""
@@ -38,7 +39,7 @@ class MySGD(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 buf = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                buf.mul_(group["momentum"]).add_(p.grad, alpha=0.1 if self.AVERAGE else 1.0)
+                buf.mul_(group["momentum"]).add_(p.grad, alpha=1 - group["momentum"] if self.AVERAGE else 1.0)
                 p.add_(buf, alpha=-group["lr"])
 """
 
@@ -79,9 +80,10 @@ def project(pytester, monkeypatch):
 
 
 def _plugin():
-    from importlib.metadata import entry_points
+    """Options that load the plugin where it is not installed; as pytest looks for it: in every distribution."""
+    from importlib.metadata import distributions
 
-    found = [point.name for point in entry_points(group="pytest11")]
+    found = {point.name for one in distributions() for point in one.entry_points if point.group == "pytest11"}
     return () if "optrace" in found else ("-p", "optrace.testing.plugin")
 
 

@@ -95,7 +95,10 @@ def main(which):
     for name, thing in torch_subjects() if which == "torch" else library_subjects():
         start = time.perf_counter()
         found[name] = judge(thing)
-        print(f"{name:<20} {len(found[name]):>2} {time.perf_counter() - start:5.1f} s  {' '.join(found[name])}", flush=True)
+        print(
+            f"{name:<20} {len(found[name]):>2} {time.perf_counter() - start:5.1f} s  {' '.join(found[name])}",
+            flush=True,
+        )
     json.dump(found, open(f"/tmp/sweep-{which}.json", "w"), indent=1)
 
 

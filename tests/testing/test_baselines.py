@@ -43,10 +43,15 @@ def test_changed_optimizer_fails_with_the_diffs_report_and_keeps_the_actual_run(
 @pytest.mark.parametrize("mode", ["new", "failed", "all"])
 def test_regen_writes_what_it_says_and_leaves_passing_files_alone(project, mode):
     project.write(test_other="from mine import MySGD\ndef test_it(optrace_baseline):\n optrace_baseline.check(MySGD)\n")
-    project.write(test_torch="import torch\ndef test_it(optrace_baseline):\n optrace_baseline.check(torch.optim.AdamW)\n")
+    project.write(
+        test_torch="import torch\ndef test_it(optrace_baseline):\n optrace_baseline.check(torch.optim.AdamW)\n"
+    )
     project.run("--optrace-regen=new", "test_mine.py", "test_torch.py").assert_outcomes(passed=2)
     passing = project.path / "optrace_baselines" / "test_torch" / "test_it.csv"
-    changed, missing = project.stored / "test_sgd.csv", project.path / "optrace_baselines" / "test_other" / "test_it.csv"
+    changed, missing = (
+        project.stored / "test_sgd.csv",
+        project.path / "optrace_baselines" / "test_other" / "test_it.csv",
+    )
     stamp, old = passing.stat().st_mtime_ns, changed.read_bytes()
     project.average()
     result = project.run(f"--optrace-regen={mode}")
@@ -57,7 +62,9 @@ def test_regen_writes_what_it_says_and_leaves_passing_files_alone(project, mode)
 
 
 def test_regen_all_writes_again_what_passes_with_other_bits(project):
-    project.write(test_mine="import torch\ndef test_sgd(optrace_baseline):\n optrace_baseline.check(torch.optim.AdamW)\n")
+    project.write(
+        test_mine="import torch\ndef test_sgd(optrace_baseline):\n optrace_baseline.check(torch.optim.AdamW)\n"
+    )
     project.run("--optrace-regen=new")
     file = project.stored / "test_sgd.csv"
     text = file.read_text()

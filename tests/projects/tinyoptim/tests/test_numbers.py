@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from optrace.testing import check_same
 from tinyoptim import SGD, CautiousAdamW, Lion
+
+from optrace.testing import check_same
 
 
 class PaperLion(torch.optim.Optimizer):

@@ -1,4 +1,4 @@
-"""AdamW whose update is kept only where it agrees in sign with the gradient (Liang et al., 2024, Cautious Optimizers)."""
+"""AdamW that moves only where update and gradient agree in sign (Liang et al., 2024, Cautious Optimizers)."""
 
 import torch
 
