@@ -316,7 +316,8 @@ def _first_param(optimizer: Any) -> Any:
 
 
 def _params(optimizer: Any) -> list[Any]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
+    groups = getattr(optimizer, "param_groups", None) or ()  # none: its constructor has raised
+    return [param for group in groups for param in group["params"]]
 
 
 def _held_twice(optimizer: Any) -> list[Any]:

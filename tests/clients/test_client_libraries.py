@@ -26,7 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 WITH_GRAPH = {"SophiaH", "AdaHessian"}
 WITH_CLOSURE = {"LBFGS", "AliG", "BSAM"}
-ONLY_WEIGHTS_2D = {"Muon", "SpectralSphere"}
+IN_TWO_SORTS = {"AdaGO": "use_muon", "AdaMuon": "use_muon", "Muon": "use_muon", "NorMuon": "use_muon"}
+"""Class -> the flag in its groups that marks matrices."""
 OTHERS = {
     "schedulefree": ["SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree"],
     "prodigyopt": ["Prodigy"],
@@ -61,11 +62,15 @@ def cases() -> list[tuple[str, str]]:
 
 def make(module: str, name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    bias = name not in ONLY_WEIGHTS_2D
-    model = nn.Sequential(nn.Linear(6, 5, bias=bias), nn.Tanh(), nn.Linear(5, 4, bias=bias))
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
     library = importlib.import_module(module)
     kind = getattr(library, name)
     takes_model = next(iter(list(inspect.signature(kind.__init__).parameters)[1:])) == "model"
+    if name in IN_TWO_SORTS:
+        matrices = [param for param in model.parameters() if param.dim() == 2]
+        others = [param for param in model.parameters() if param.dim() < 2]
+        flag = IN_TWO_SORTS[name]
+        return model, kind([{"params": matrices, flag: True}, {"params": others, flag: False}])
     return model, kind(model if takes_model else model.parameters(), **OPTIONS.get(name, {}))
 
 
@@ -122,8 +127,7 @@ def test_optimizer_of_a_library(tmp_path, module, name):
     assert trace.problems == [] and trace.last_step(0) == STEPS
     capture = captured[0][1]
     names = dict(zip(map(id, capture.params), trace.params["param"], strict=True))
-    expected = ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert sorted(names.values()) == sorted(n for n in expected if name not in ONLY_WEIGHTS_2D or "weight" in n)
+    assert sorted(names.values()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
     check_optimizer(trace, 0, capture.as_json(names))
 
 

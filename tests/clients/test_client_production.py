@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 import torch
 from client_runs import PROGRAMS, run
 
@@ -91,3 +92,27 @@ def test_events_of_an_optimizer_that_never_steps_are_kept(tmp_path):
         used.step()
     events = optrace.open(tmp_path / "run").events
     assert events.loc[events["kind"] == "zero_grad", "optimizer"].tolist() == [-1]
+
+
+class Unfinished(torch.optim.Optimizer):
+    """An optimizer whose constructor raises before it has any groups."""
+
+    def __init__(self, params, lr=0.1):
+        if lr < 1:
+            raise ValueError(lr)
+        super().__init__(params, {"lr": lr})
+
+
+def test_an_optimizer_whose_constructor_raised_does_not_disturb_the_others(tmp_path):
+    param = torch.nn.Parameter(torch.ones(2))
+    kept = Unfinished.__new__(Unfinished)
+    with optrace.record(tmp_path / "run", quiet=True, strict=True):
+        with pytest.raises(ValueError, match=r"0\.1"):
+            kept.__init__([param])
+        with pytest.raises(TypeError):
+            torch.optim.SGD.__init__(kept, [param], wrong=1)
+        optimizer = torch.optim.SGD([param], lr=0.1)
+        for _ in range(2):
+            param.grad = torch.ones(2)
+            optimizer.step()
+    assert optrace.open(tmp_path / "run").last_step(0) == 2
