@@ -33,7 +33,7 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
             "optrace.diff with causes": lambda: optrace.diff(paths["torch"], paths["mine"]),
             "optrace.replay": lambda: optrace.replay(paths["torch"]),
             "optrace.identify": lambda: optrace.identify(paths["torch"]),
-            f"optrace.value at step {steps}": lambda: optrace.value(
+            f"optrace.value at step {steps // 2 + 1}": lambda: optrace.value(
                 paths["grads"], steps // 2 + 1, "first.weight", "state.momentum_buffer"
             ),
         }
@@ -48,4 +48,29 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
                 times.append(1000 * (perf_counter() - start))
             found = spread(times)
             report.rows.append(Row(f"{steps} steps", name, {"ms": found.text(0)}, {"ms": found.__dict__}))
+    if not only or "faults" in only:
+        report.rows.append(_faults(quick))
     return report
+
+
+def _faults(quick: bool) -> Row:
+    """How many faults are located and named (quick: of every eighth); `tests/faults/table.py` tells each."""
+    from tests.faults.cases import FAULTS
+    from tests.faults.table import try_fault
+
+    results = []
+    for fault in FAULTS[:: 8 if quick else 1]:
+        with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
+            results.append(try_fault(fault, Path(folder)))
+    n = len(results)
+    numbers = {
+        "faults": n,
+        "located": sum(result.located for result in results),
+        "named": sum(result.named for result in results),
+        "wrongly_named": sum(result.wrong for result in results),
+        "ms": spread([1000 * result.seconds for result in results]).__dict__,
+    }
+    found = f"{numbers['located']} located, {numbers['named']} named, {numbers['wrongly_named']} wrongly"
+    met = numbers["located"] == n and numbers["named"] >= 0.95 * n and not numbers["wrongly_named"]
+    goal = "all located, 95 % named, none wrongly"
+    return Row(f"{n} faults", "recorded, diffed and explained", {"found": found}, numbers, goal, met)
