@@ -14,6 +14,7 @@ import runpy
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -101,6 +102,8 @@ class Captured:
             if param in optimizer.state:
                 for quantity, row in state_rows("state", optimizer.state[param]):
                     yield (number, quantity), (group, row)
+        for quantity, row in state_rows("state", {k: v for k, v in optimizer.state.items() if isinstance(k, str)}):
+            yield (-1, quantity), (-1, row)
 
     def as_json(self, names: dict[int, str]) -> dict[str, Any]:
         """All of it, parameters by name."""
@@ -151,7 +154,7 @@ def state_rows(name: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, measured_number(value)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if isinstance(key, str | int):
+            if isinstance(key, str | int | float):
                 yield from state_rows(f"{name}.{key}", item)
     elif isinstance(value, list | tuple | deque):
         for i, item in enumerate(value):
@@ -169,6 +172,8 @@ def options_of(group: dict[str, Any]) -> dict[str, Any]:
         ):
             if isinstance(item, torch.Tensor) and item.numel() == 1:
                 found[name] = item.item()
+            elif isinstance(item, Enum):
+                found[name] = item.name
             elif item is None or isinstance(item, bool | int | float | str):
                 found[name] = item
     return found
