@@ -112,12 +112,18 @@ def identify(run: str | os.PathLike[str] | Trace, *, optimizer: int = 0) -> Iden
             f"{trace.path} has too few steps with samples of param and grad to tell a rule; record from step 1"
         )
     best: tuple[tuple[bool, int, float], _Guess, float] | None = None
-    for guess in itertools.chain(_linear(series), _adaptive(series)):
-        worst = _try(guess, cube, groups)
-        rank = (worst > FITS, guess.complexity if worst <= FITS else 0, worst)
-        if best is None or rank < best[0]:
-            best = rank, guess, worst
-    assert best is not None
+    for family in (_linear, _adaptive):  # the second, many times as much work, only where the first explains nothing
+        for guess in family(series):
+            worst = _try(guess, cube, groups)
+            rank = (worst > FITS, guess.complexity if worst <= FITS else 0, worst)
+            if best is None or rank < best[0]:
+                best = rank, guess, worst
+        if best is not None and best[2] <= FITS:
+            break
+    if best is None:
+        raise TraceError(
+            f"the steps of {trace.path} determine no rule: its gradients or updates are zero or not finite"
+        )
     _, guess, worst = best
     numbers = tuple(
         (k, float(v)) for k, v in guess.hyper.items() if isinstance(v, int | float) and not isinstance(v, bool)
