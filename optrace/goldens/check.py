@@ -18,6 +18,8 @@ from optrace.goldens.format import Golden
 from optrace.goldens.library import case_names, check_rule
 from optrace.goldens.library import load as load_golden
 from optrace.goldens.looks import looks_like
+from optrace.goldens.low_precision import EPS as LOW
+from optrace.goldens.low_precision import check_case
 from optrace.goldens.report import CaseResult, Failure, GoldenReport
 from optrace.goldens.tolerance import errors, outputs
 from optrace.reference.rule import RULES
@@ -51,7 +53,8 @@ def check_golden(
             `(param, grad, state, hyper) -> (param, state)`; for a schedule a class `C(optimizer, ...)` with `step()`;
             or `"module:Name"` of one.
         rule: torch's class name in lower case, `"sgd"`, `"adamw"`, `"steplr"`.
-        dtype: of the parameters: "float64", "float32" (both, when left out), "bfloat16" or "float16".
+        dtype: of the parameters: "float64", "float32" (both, when left out), "bfloat16" or "float16" (each step judged
+            by itself, see `optrace.goldens.low_precision`; needs a torch-like class with state under torch's names).
         options: given to the candidate's constructor each time (`{"fused": True}`). An option of the rule itself
             restricts the check to the cases that have this value.
         cases: only these, by name or glob (`"groups*"`).
@@ -70,6 +73,8 @@ def check_golden(
         from optrace.goldens.check_schedule import check_schedule
 
         return check_schedule(thing, rule, options or {}, cases, explain)
+    if dtype is not None and dtype not in ("float64", "float32", *LOW):
+        raise GoldenError(f"goldens are checked in float64, float32, {' and '.join(LOW)}, not in {dtype!r}")
     defaults = RULES[rule].defaults
     fixed = {name: as_option(value) for name, value in (options or {}).items() if name in defaults}
     extra = {name: value for name, value in (options or {}).items() if name not in defaults}
@@ -78,7 +83,12 @@ def check_golden(
     for kind in [dtype] if dtype is not None else ["float64", "float32"]:
         driver_of = adapt(recognised, rule, defaults, kind)
         goldens = [load_golden(name) for name in chosen_cases(rule, kind, cases)]
-        runs += [run_case(golden, driver_of) for golden in goldens if _has(golden, fixed)]
+        for golden in goldens:
+            if _has(golden, fixed):
+                low = kind not in ("float64", "float32")
+                runs.append(
+                    Run(golden, check_case(golden, kind, driver_of), {}) if low else run_case(golden, driver_of)
+                )
     if not runs:
         raise GoldenError(f"no case of {rule} has {', '.join(f'{k}={v!r}' for k, v in fixed.items())}")
     return report_of(recognised.name, rule, runs, explain)

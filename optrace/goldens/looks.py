@@ -28,7 +28,7 @@ def looks_like(name: str, rule: str, runs: Sequence[Run]) -> tuple[Look, ...]:
     One alone explains all that differs and no other does; several mean that the cases do not tell them apart, or that
     no single one explains everything.
     """
-    differing = _best_dtype([run for run in runs if run.result.verdict == "differs" and run.result.failure])
+    differing = _best_dtype([run for run in runs if run.result.failure and run.outputs])
     agreeing = _best_dtype([run for run in runs if run.result.verdict == "same"])
     if not differing:
         return ()
