@@ -75,7 +75,7 @@
       colorbar: { thickness: 14, tickvals: ticks, ticktext: ticks.map((t) => `1e${t}`), outlinewidth: 0,
         title: { text: pair ? "relative<br>difference" : "update /<br>weight" } } }];
     if (data.first && pair)
-      traces.push({ type: "scatter", mode: "markers", x: [data.first[1]], y: [labels[data.first[0]]], hoverinfo: "skip",
+      traces.push({ type: "scatter", mode: "markers", x: [data.first[1]], y: [labels[data.first[0]]], hoverinfo: "skip", cliponaxis: false,
         marker: { symbol: "square-open", size: 13, color: css("--b"), line: { width: 3, color: css("--b") } } });
     const height = Math.max(260, Math.min(900, 120 + 18 * data.labels.length));
     await Plotly.react("map", traces, layout({ height, margin: { l: 10, r: 10, t: 34, b: 40 },

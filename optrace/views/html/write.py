@@ -60,10 +60,12 @@ def report(
         "events": event_data(sources),
         "first_step": found.step if found is not None else None,
     }
+    shown, more = _folded(sentences(compared)[1]) if compared is not None else ([], [])
     text = template.render(
         names=names,
         headline=_headline(sources, compared),
-        lines=sentences(compared)[1] if compared is not None else [],
+        lines=shown,
+        more=more,
         same=compared.same if compared is not None else None,
         findings=[(name, lint(spec).findings) for name, spec in zip(names, [cast(Any, run), run_b], strict=False)],
         health=health_rows(table),
@@ -108,6 +110,18 @@ def _rows(sources: list[Source]) -> list[Row]:
         pair = matching.pairs[cell.pair]
         rows.append(Row(pair.a, cell.param_a, pair.b, cell.param_b, offsets[cell.pair]))
     return rows
+
+
+def _folded(lines: Any) -> tuple[list[Any], list[Any]]:
+    """The lines of a verdict: those to see at once, and those to unfold; one without a label follows the one before."""
+    shown: list[Any] = []
+    more: list[Any] = []
+    target = shown
+    for label, text in lines:
+        if label:
+            target = more if label in ("notes", "differs") else shown
+        target.append((label, text))
+    return shown, more
 
 
 def _headline(sources: list[Source], compared: DiffReport | None) -> str:
