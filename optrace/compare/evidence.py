@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from optrace.compare.columns import BODY, Floats, Ints, Numbering, Rows, Side
 from optrace.compare.grid import Grid, after_name
 from optrace.compare.match import Cell
-from optrace.compare.tolerance import Statistics, Tolerance, element_errors, eps_of, statistics_errors, tiny_of
+from optrace.compare.tolerance import (
+    Statistics,
+    Tolerance,
+    element_errors,
+    eps_of,
+    is_grad,
+    statistics_errors,
+    tiny_of,
+)
 
 BITWISE, VALUES, SAMPLES, STATISTICS = range(4)
 WORDS = ("bitwise", "values", "samples", "statistics")
@@ -49,6 +57,8 @@ class Errors:
         return max(words, key=eps_of)
 
     is_update: NDArray[np.bool_]
+    alike: NDArray[np.bool_]
+    """Updates of which one side knows the sample only, and the samples agree: their fingerprints tell nothing."""
 
 
 VALUE, NONE, SHAPE = range(3)
@@ -169,6 +179,7 @@ def judge(
         kind,
         (dtypes[0], dtypes[1]),
         context.is_update,
+        ((stat_a.n_nan < 0) != (stat_b.n_nan < 0)) & (best == 0),
     )
 
 
@@ -196,7 +207,7 @@ class _Context:
         names = np.array(grid.names, dtype=object)[q]
         self.is_update = names == "update"
         self.is_param = np.isin(names, ("param", "param_in"))
-        self.is_grad = names == "grad"
+        self.is_grad = np.array([is_grad(name) for name in names], bool)
         self.is_state = np.array([name.startswith(("state.", "group.")) for name in names], bool)
         after = {name: grid.number(after_name(name)) for name in grid.names}
         self.after = np.array([after[name] if after[name] is not None else -1 for name in names], np.int64)
@@ -232,7 +243,11 @@ class _Context:
             ends = body.number("l2", own) + np.nan_to_num(body.number("l2", other))
             rms = np.where(sampled.any(axis=1), np.sqrt(mean_square), ends / root)
             rms = np.where((other < 0) & self.is_param, 0.0, rms)  # start values: no step has changed them
-            rms = np.where(update >= 0, body.number("l2", update) / root, rms)
+            norm = body.number("l2", update) / root
+            seen = np.isfinite(change)
+            squares = (np.where(seen, change, 0.0) ** 2).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
+            norm = np.where(np.isnan(norm) & seen.any(axis=1), np.sqrt(squares), norm)  # only its sample is known
+            rms = np.where(update >= 0, norm, rms)
             rms = np.where(self.is_grad, body.number("l2", own) / root, rms)
         return _Scale(magnitude, old, rms, body.statistics(base))
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from optrace.compare.columns import Floats, Ints
 from optrace.compare.grid import Bools, Grid
 
-MISSING_RANK, PARAM_IN_RANK, HYPER_RANK, GRAD_RANK, STATE_IN_RANK, UPDATE_RANK, STATE_RANK, PARAM_RANK = range(8)
+MISSING_RANK, PARAM_IN_RANK, HYPER_RANK, MICRO_RANK, GRAD_RANK, STATE_IN_RANK, UPDATE_RANK, STATE_RANK, PARAM_RANK = (
+    range(9)
+)
 
 
 def rank_of(quantity: str) -> int:
@@ -26,6 +28,7 @@ def rank_of(quantity: str) -> int:
     ranks = {
         "param_in": PARAM_IN_RANK,
         "grad": GRAD_RANK,
+        "grad_micro": MICRO_RANK,
         "state_in": STATE_IN_RANK,
         "group_in": STATE_IN_RANK,
         "update": UPDATE_RANK,
@@ -111,7 +114,7 @@ def trace_inputs(
             result[:, :, number] = np.maximum(element, errors[:, :, update])
         elif rank == PARAM_RANK:  # it is what it was before and the update, which is judged by itself
             result[:, :, number] = np.where(both[:, :, update], np.inf, element)
-        elif rank == GRAD_RANK:
+        elif rank in (MICRO_RANK, GRAD_RANK):
             result[:, :, number] = _upstream(grid, errors, param_before, pair_of, time, carry)
         else:
             for base, base_in in grid.bases:

@@ -54,7 +54,12 @@ class Tolerance:
         """The n of the formula for a quantity; `upstream_differs`: gradients may come from other kernels."""
         if self.eps is not None:
             return self.eps
-        return GRAD_EPS if quantity == "grad" and upstream_differs else STEP_EPS
+        return GRAD_EPS if is_grad(quantity) and upstream_differs else STEP_EPS
+
+
+def is_grad(quantity: str) -> bool:
+    """Whether a quantity is a gradient: of a step, or after one of its backwards (`grad_micro.<k>`)."""
+    return quantity == "grad" or quantity.startswith("grad_micro.")
 
 
 def eps_of(dtype: str) -> float:
@@ -109,6 +114,7 @@ class Statistics:
     min: Floats
     max: Floats
     n_nan: Floats
+    """-1, like `n_inf`, where only samples are known: then the statistics are NaN and prove nothing."""
     n_inf: Floats
 
     @property
@@ -136,7 +142,7 @@ def statistics_errors(
     """
     with np.errstate(all="ignore"):
         count = np.maximum(a.numel, 1.0)
-        finite = np.maximum(count - a.n_nan - a.n_inf, 1.0)
+        finite = np.maximum(count - np.maximum(a.n_nan, 0) - np.maximum(a.n_inf, 0), 1.0)
         change = np.where(np.isfinite(rms), rms, 0.0)
         top = np.fmax(of_a.absmax, of_b.absmax)
         sums = np.fmax(of_a.l1, of_b.l1) + count * (2 * change + tiny)
@@ -157,7 +163,8 @@ def statistics_errors(
             allowed = tolerance.atol * elements + tolerance.rtol * scale
             raw = np.maximum(raw, _ratio(difference, eps * scale))
             net = np.maximum(net, _ratio(np.maximum(difference - allowed, 0.0), eps * scale))
-        torn = (a.n_nan != b.n_nan) | (a.n_inf != b.n_inf) | (a.numel != b.numel)
+        counted = (a.n_nan >= 0) & (b.n_nan >= 0)
+        torn = (counted & ((a.n_nan != b.n_nan) | (a.n_inf != b.n_inf))) | (a.numel != b.numel)
     return np.where(torn, np.inf, raw), np.where(torn, np.inf, net)
 
 

@@ -132,7 +132,7 @@ class Walk:
         if len(where[0]):
             allowed = self.limits.tolerance(rules[where[1:]])
             found = evidence.judge(grid, self.side_a, self.side_b, self.numbering, where, allowed)
-            errors[where] = np.maximum(found.raw, 1.0)
+            errors[where] = np.where(found.alike, 0.0, np.maximum(found.raw, 1.0))
         elif not self._carry.errors and not self._carry.noise:
             return
         inputs = trace_inputs(grid, errors, pair_of, n_params, hyper, time, self._carry)
@@ -140,7 +140,7 @@ class Walk:
             counts = np.bincount(rules[where[1:]] + 1, minlength=1)
             self.limits.rules.applied.update({n: int(count) for n, count in enumerate(counts[1:])})
             floors = np.zeros(len(where[0])) if floor is None else FACTOR * floor[where]
-            own = _Rows(rules[where[1:]], floors, ~ignored[where[1:]])
+            own = _Rows(rules[where[1:]], floors, ~ignored[where[1:]] & ~found.alike)
             _Judgement(self, grid, where, found, inputs, time, pair_of, own).take()
 
 

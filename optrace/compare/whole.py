@@ -10,7 +10,7 @@ import numpy as np
 from optrace.compare.arrow import texts
 from optrace.compare.columns import Floats, Numbering, Side
 from optrace.compare.grid import Grid, after_name
-from optrace.compare.tolerance import Tolerance, element_errors, eps_of, tiny_of
+from optrace.compare.tolerance import Tolerance, element_errors, eps_of, is_grad, tiny_of
 from optrace.errors import TraceError
 
 
@@ -108,7 +108,7 @@ class _Loader:
         """Greatest magnitude of each element over the step, and the root mean square of what the step changed."""
         own = self.tensor(name)
         assert own is not None
-        if name == "grad":
+        if is_grad(name):
             return np.abs(own), _rms(own)
         base = "param" if name == "update" else after_name(name)
         after = self.tensor(base)
