@@ -59,6 +59,8 @@ class Errors:
     is_update: NDArray[np.bool_]
     alike: NDArray[np.bool_]
     """Updates of which one side knows the sample only, and the samples agree: their fingerprints tell nothing."""
+    unit: Floats
+    """One eps of an element of usual size, as a share of rms(change); NaN where nothing changed."""
 
 
 VALUE, NONE, SHAPE = range(3)
@@ -180,7 +182,15 @@ def judge(
         (dtypes[0], dtypes[1]),
         context.is_update,
         ((stat_a.n_nan < 0) != (stat_b.n_nan < 0)) & (best == 0),
+        _unit(magnitude, rms, eps),
     )
+
+
+def _unit(magnitude: Floats, rms: Floats, eps: Floats) -> Floats:
+    known = np.isfinite(magnitude)
+    squares = (np.where(known, magnitude, 0.0) ** 2).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(rms > 0, eps * (np.sqrt(squares) + rms) / rms, np.nan)
 
 
 def _valid(sample: Floats, statistics: Statistics) -> NDArray[np.bool_]:

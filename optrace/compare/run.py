@@ -357,6 +357,12 @@ def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str
             f" that was recorded of {'it' if walk.n_unproven == 1 else 'them'} agrees;"
             " to be sure record both with --values full"
         )
+    if walk.sees is not None and tolerance.same and not decides:
+        best, worst, param, step = walk.sees
+        notes.append(
+            f"in updates that differ in bits, errors from {best:.2g} of an update's size on would have been found at"
+            f" best, from {worst:.2g} on at worst ({param}, step {step})"
+        )
     if walk.drifted and tolerance.same and not decides:
         notes.append("the numbers drifted further apart than one step's rounding, by rounding that adds up")
     return notes

@@ -86,6 +86,9 @@ class Walk:
         self.n_unproven = 0
         self.n_noise = 0
         """Rows beyond the rounding of their inputs and within the noise of A."""
+        self.sees: tuple[float, float, str, int] | None = None
+        """Of the updates that differ in bits the least error, as a share of the update, that would have been found: at
+        the best and at the worst of them, and which that is (parameter, step)."""
         self.drifted = False
         """Whether numbers drifted beyond the tolerance while every step stayed within it."""
         self._carry = Carry()
@@ -255,6 +258,7 @@ class _Judgement:
         walk.n_unproven += int(unproven.sum())
         tally.weakest = max(tally.weakest, int(self.evidence.max(initial=0)))
         self._first(tally, fails, order)
+        self._sees()
         beyond = self.rows.asked & (self.net > np.maximum(self.plain, self.rows.floor))
         walk.drifted |= bool((beyond & ~fails & judged).any())
         if tally.first is not None and not walk.exact_decides:
@@ -262,6 +266,23 @@ class _Judgement:
             times, ranks, _ = order
             after = (times > start[0]) | ((times == start[0]) & (ranks >= start[1]))
             self._keep(tally, beyond & after, order)
+
+    def _sees(self) -> None:
+        """What an error of an update would have to be, to be found."""
+        with np.errstate(invalid="ignore"):
+            least = np.maximum(self.granted, self.rows.floor) * self.found.unit
+        rows = np.flatnonzero(self.found.is_update & self.rows.asked & np.isfinite(least))
+        if len(rows):
+            worst = int(rows[np.argmax(least[rows])])
+            best, known = float(least[rows].min()), self.walk.sees
+            new = (
+                float(least[worst]),
+                self.walk.numbering.cells[int(self.c[worst])].param_a,
+                int(self.grid.steps[self.s[worst]]),
+            )
+            if known is not None:
+                best, new = min(best, known[0]), max(new, known[1:])
+            self.walk.sees = (best, *new)
 
     def _first(self, tally: Tally, which: Bools, order: tuple[Floats, Ints, Ints]) -> None:
         if not which.any():
