@@ -10,13 +10,14 @@ import numpy as np
 
 from optrace.errors import GoldenError
 from optrace.goldens.candidate import CONFIG, OBJECT, RULE, Candidate
+from optrace.goldens.closures import ClosureDriver
 from optrace.goldens.drive import Array, Driver, Group, Inputs, NotCovered, State
 from optrace.goldens.format import Golden
 from optrace.goldens.object_driver import NumpyTensors, ObjectDriver, Tensors, TorchTensors
 from optrace.goldens.rule_driver import RuleDriver
 from optrace.goldens.synonyms import Names, every_name, spelled, understand
 
-DriverOf = Callable[[Golden], Driver]
+DriverOf = Callable[[Golden], "Driver | ClosureDriver"]
 """A fresh driver for a case; raises NotCovered if the case needs an option that the candidate lacks."""
 
 
@@ -32,6 +33,8 @@ def adapt(candidate: Candidate, rule: str, defaults: Mapping[str, Any], dtype: s
     Raises:
         GoldenError: it cannot be built or run in any way that is known, with what it raised.
     """
+    if rule == "lbfgs":
+        return _closure_adapter(candidate, defaults, dtype)
     if candidate.kind == RULE:
         return lambda golden: _RuleAdapter(candidate, golden, defaults)
     if candidate.kind == CONFIG:
@@ -72,6 +75,39 @@ def _names(candidate: Candidate, defaults: Mapping[str, Any]) -> Names:
         rest = {option: (option,) for option in defaults if not known.has(option) and option not in candidate.extra}
         known = Names({**known.of, **rest})
     return known
+
+
+def _closure_adapter(candidate: Candidate, defaults: Mapping[str, Any], dtype: str) -> DriverOf:
+    """L-BFGS: a class with `step(closure)`, over torch tensors where torch is there and the class works on them."""
+    if candidate.kind != OBJECT:
+        raise GoldenError(f"{candidate.name} has no step(closure), which lbfgs needs: give a class like torch's")
+    if dtype not in ("float64", "float32"):
+        raise GoldenError(f"lbfgs is checked in float64 and float32, not in {dtype}")
+    names = _names(candidate, defaults)
+
+    def build(params: list[Any], options: Mapping[str, Any]) -> Any:
+        return candidate.thing(params, **names.given(options), **candidate.extra)
+
+    def tensors() -> list[Tensors]:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            return [NumpyTensors()]
+        return [TorchTensors(dtype), NumpyTensors()]
+
+    def driver(golden: Golden) -> ClosureDriver:
+        _require(names, golden, defaults)
+        for kind in tensors():
+            try:
+                next(ClosureDriver(golden, build, kind).run())
+            except NotCovered:
+                raise
+            except Exception:
+                continue
+            return ClosureDriver(golden, build, kind)
+        return ClosureDriver(golden, build, tensors()[0])
+
+    return driver
 
 
 class _ObjectAdapter:

@@ -13,6 +13,8 @@ import numpy as np
 from optrace.errors import GoldenError, NothingCovered
 from optrace.goldens.adapters import DriverOf, adapt
 from optrace.goldens.candidate import load, recognise
+from optrace.goldens.closures import CASES as CLOSURE_CASES
+from optrace.goldens.closures import ClosureDriver
 from optrace.goldens.drive import Array, NotCovered, State, as_option, drive
 from optrace.goldens.format import Golden
 from optrace.goldens.library import case_names, check_rule
@@ -132,6 +134,8 @@ def matching(rule: str, chosen: list[str], patterns: str | Sequence[str] | None)
 def _grid_order(rule: str) -> list[str]:
     from optrace.goldens.grid import cases
 
+    if rule == "lbfgs":
+        return [f"{rule}/{case.name}" for case in CLOSURE_CASES]
     return [f"{rule}/{case.name}" for case in cases(rule)]
 
 
@@ -146,8 +150,9 @@ def run_case(golden: Golden, driver_of: DriverOf) -> Run:
         driver = driver_of(golden)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            for step, params, state in drive(golden, driver):
-                done[step] = (params, state)
+            steps = driver.run() if isinstance(driver, ClosureDriver) else drive(golden, driver)
+            for step, params, *state in steps:
+                done[step] = (params, state[0] if state else {})
         unread: Callable[[], list[str]] = getattr(driver, "unread", list)
         if unread():
             raise NotCovered(", ".join(unread()))

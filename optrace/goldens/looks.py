@@ -30,7 +30,7 @@ def looks_like(name: str, rule: str, runs: Sequence[Run]) -> tuple[Look, ...]:
     """
     differing = _best_dtype([run for run in runs if run.result.failure and run.outputs])
     agreeing = _best_dtype([run for run in runs if run.result.verdict == "same"])
-    if not differing:
+    if not differing or rule == "lbfgs":
         return ()
     n_steps = sum(run.golden.steps for run in agreeing)
     found: list[tuple[Mistake, list[Run]]] = []

@@ -26,6 +26,7 @@ import numpy as np
 
 from optrace.errors import GoldenError
 from optrace.goldens.adapters import DriverOf
+from optrace.goldens.closures import ClosureDriver
 from optrace.goldens.drive import Array, Driver, Group, Inputs, NotCovered
 from optrace.goldens.format import Golden, Row
 from optrace.goldens.report import CaseResult, Failure
@@ -84,6 +85,7 @@ def check_case(golden: Golden, dtype: str, driver_of: DriverOf) -> CaseResult:
     name = f"{golden.rule}/{golden.case}-{dtype}"
     try:
         driver = driver_of(inputs)
+        assert not isinstance(driver, ClosureDriver)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             return _driven(inputs, dtype, driver, name)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optrace.goldens import two_layers
+from optrace.goldens.closures import closure_goldens
 from optrace.goldens.drive import Inputs, with_outputs
 from optrace.goldens.format import Golden, Row
 from optrace.goldens.grid import FLOAT64_ONLY, Case, cases, gradient, start_values
@@ -31,6 +32,17 @@ def optimizer_goldens(rules: tuple[str, ...] = tuple(OPTIONS)) -> Iterator[Golde
                     yield made_by_torch(inputs_of(case, dtype))
             if rule == "sgd":
                 yield from (made_by_torch(inputs) for inputs in two_layers.inputs(dtype))
+
+
+def lbfgs_goldens() -> Iterator[Golden]:
+    """Make the goldens of L-BFGS with torch."""
+    warm_up()
+    optimizer = torch_optimizer("lbfgs")
+
+    def build(params: list[Any], options: Mapping[str, Any]) -> Any:
+        return optimizer(params, **options)
+
+    yield from closure_goldens(build, TorchTensors, torch_provenance())
 
 
 def inputs_of(case: Case, dtype: str) -> Golden:

@@ -15,6 +15,7 @@ from optrace.goldens.adapters import adapt
 from optrace.goldens.candidate import load as load_candidate
 from optrace.goldens.candidate import recognise
 from optrace.goldens.check import chosen_cases
+from optrace.goldens.closures import ClosureDriver
 from optrace.goldens.drive import NotCovered, with_outputs
 from optrace.goldens.format import write_csv, write_safetensors
 from optrace.goldens.library import check_rule, load
@@ -53,7 +54,9 @@ def make_goldens(
             try:
                 with warnings.catch_warnings(), np.errstate(all="ignore"):
                     warnings.simplefilter("ignore")
-                    own = with_outputs(golden, driver_of(golden))
+                    driver = driver_of(golden)
+                    assert not isinstance(driver, ClosureDriver)
+                    own = with_outputs(golden, driver)
             except NotCovered as lacking:
                 left_out[name] = f"it lacks {lacking}"
                 continue

@@ -28,6 +28,9 @@ class Tensors(Protocol):
     def read(self, value: Any) -> Array:
         """A copy as an ndarray; low precision is widened to float32."""
 
+    def scalar(self, value: Any) -> Any:
+        """A 0-d tensor of the library, as a closure returns its loss."""
+
 
 class TorchTensors:
     """torch tensors on the CPU."""
@@ -77,6 +80,10 @@ class TorchTensors:
             tensor = tensor.float()
         return np.array(tensor.numpy())
 
+    def scalar(self, value: Any) -> Any:
+        """A 0-d tensor."""
+        return self._tensor(np.asarray(value))
+
 
 def _in_halves(tensor: Any) -> Any:
     """The same sparse gradient with every row stored twice, half each: as a backward leaves it that saw a row twice."""
@@ -116,6 +123,10 @@ class NumpyTensors:
     def read(self, value: Any) -> Array:
         """A copy."""
         return np.array(value.data if isinstance(value, Parameter) else value)
+
+    def scalar(self, value: Any) -> Any:
+        """The number itself."""
+        return value
 
 
 Build = Callable[[list[tuple[list[Any], Mapping[str, Any]]]], Any]

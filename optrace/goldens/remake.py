@@ -10,7 +10,7 @@ import numpy as np
 from optrace.goldens.format import Golden, parse_csv, write_csv, write_safetensors
 from optrace.goldens.grid_options import OPTIONS
 from optrace.goldens.library import golden_folder
-from optrace.goldens.make import optimizer_goldens
+from optrace.goldens.make import lbfgs_goldens, optimizer_goldens
 from optrace.goldens.make_schedules import schedule_goldens
 from optrace.goldens.schedule_grid import MAIN
 from optrace.goldens.tolerance import errors
@@ -19,6 +19,8 @@ from optrace.goldens.tolerance import errors
 def goldens(rules: Sequence[str]) -> Iterator[Golden]:
     """Every golden of the rules (all, if none is named), made anew."""
     yield from optimizer_goldens(tuple(rule for rule in OPTIONS if not rules or rule in rules))
+    if not rules or "lbfgs" in rules:
+        yield from lbfgs_goldens()
     yield from schedule_goldens(tuple(rule for rule in MAIN if not rules or rule in rules))
 
 

@@ -111,7 +111,7 @@ def derive(golden: Golden) -> dict[str, float]:
             got = {step: (params, state) for step, params, state in drive(golden, RuleDriver(disturbed, sparse))}
             found = distances(clean, got)
             worst = {kind: max(worst[kind], found[kind]) for kind in worst}
-    return {kind: _two_digits(value + STEP) for kind, value in worst.items()}
+    return {kind: two_digits(value + STEP) for kind, value in worst.items()}
 
 
 def _disturbed(step: PureStep, rule: str, draw: int) -> PureStep:
@@ -142,7 +142,7 @@ def _disturbed(step: PureStep, rule: str, draw: int) -> PureStep:
     return run
 
 
-def _two_digits(value: float) -> float:
+def two_digits(value: float) -> float:
     """Rounded up to two significant digits, whole below 100."""
     if value <= 99:
         return float(math.ceil(value))
