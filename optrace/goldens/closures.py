@@ -54,7 +54,11 @@ CASES = (
         "tolerance-grad", "least-squares", {"max_iter": 20, "tolerance_grad": 0.6}, "stops at a small gradient"
     ),
     ClosureCase(
-        "tolerance-change", "least-squares", {"max_iter": 20, "tolerance_change": 0.05}, "stops at small change"
+        "tolerance-change",
+        "rosenbrock",
+        {"lr": 0.3, "max_iter": 20, "tolerance_change": 0.005},
+        "small change of loss",
+        3,
     ),
     ClosureCase("strong-wolfe", "rosenbrock", {"max_iter": 3, "line_search_fn": "strong_wolfe"}, "with a line search"),
     ClosureCase(

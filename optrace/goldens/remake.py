@@ -14,19 +14,24 @@ from optrace.goldens.make import lbfgs_goldens, optimizer_goldens
 from optrace.goldens.make_schedules import schedule_goldens
 from optrace.goldens.schedule_grid import MAIN
 from optrace.goldens.tolerance import errors
+from optrace.goldens.wrong import wrong_goldens
+
+
+def named_goldens(rules: Sequence[str]) -> Iterator[tuple[str, Golden]]:
+    """(place in the folder, golden), made anew: of the rules, or of all and the wrong ones, if none is named."""
+    for golden in goldens(rules):
+        yield golden.name, golden
+    if not rules or "wrong" in rules:
+        for stem, golden in wrong_goldens():
+            yield f"wrong/{stem}", golden
 
 
 def goldens(rules: Sequence[str]) -> Iterator[Golden]:
-    """Every golden of the rules (all, if none is named), made anew."""
+    """Every right golden of the rules (all, if none is named), made anew."""
     yield from optimizer_goldens(tuple(rule for rule in OPTIONS if not rules or rule in rules))
     if not rules or "lbfgs" in rules:
         yield from lbfgs_goldens()
     yield from schedule_goldens(tuple(rule for rule in MAIN if not rules or rule in rules))
-
-
-def file_stem(golden: Golden) -> str:
-    """Where a golden lies in the folder, without suffix."""
-    return golden.name
 
 
 def main(args: Sequence[str]) -> int:
@@ -36,10 +41,12 @@ def main(args: Sequence[str]) -> int:
     folder = golden_folder()
     changes: list[str] = []
     made: set[str] = set()
-    for golden in goldens(rules):
+    for stem, golden in named_goldens(rules):
         files = {".csv": write_csv(golden).encode(), ".safetensors": write_safetensors(golden)}
+        if stem.startswith("wrong/"):
+            del files[".safetensors"]
         for suffix, content in files.items():
-            path = folder / (file_stem(golden) + suffix)
+            path = folder / (stem + suffix)
             made.add(str(path))
             if check:
                 changes += _difference(path, content, golden) if not _same(path, content) else []
