@@ -13,6 +13,7 @@ class BuildWithGoldens(build_py):
     """Also puts the checkout's golden/ into the package, as optrace/_golden; an editable install reads it in place."""
 
     def run(self):
+        """Build as usual, then copy the goldens."""
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib) / "optrace" / "_golden"
