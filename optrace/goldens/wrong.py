@@ -17,11 +17,11 @@ from optrace.goldens.schedule_driver import with_schedule_outputs
 from optrace.reference.arithmetic import rounding
 
 CHOSEN = {
-    "sgd/momentum": ("average", "lr-inside", "nesterov", "ascends"),
+    "sgd/momentum": ("average", "nesterov", "ascends"),
     "sgd/dampening": ("first-dampened", "no-dampening"),
     "sgd/nesterov": ("no-nesterov", "nesterov-twice"),
     "sgd/momentum-decay": ("decoupled", "decay-missing", "decay-after-update"),
-    "sgd/lr-change": ("lr-frozen", "lr-late"),
+    "sgd/lr-change": ("lr-inside", "lr-frozen", "lr-late"),
     "sgd/none-grad": ("none-as-zero", "stops-at-none"),
     "sgd/groups": ("first-group",),
     "sgd/resume": ("state-reset",),
