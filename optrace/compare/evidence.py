@@ -16,11 +16,10 @@ from optrace.compare.tolerance import (
     Statistics,
     Tolerance,
     element_errors,
-    eps_of,
     is_grad,
     statistics_errors,
-    tiny_of,
 )
+from optrace.trace.dtypes import eps_of, tiny_of
 
 BITWISE, VALUES, SAMPLES, STATISTICS = range(4)
 WORDS = ("bitwise", "values", "samples", "statistics")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optrace.compare.columns import BODY, Floats, Numbering, Rows, Side
-from optrace.compare.tolerance import eps_of
+from optrace.trace.dtypes import eps_of
 
 _STEPS = 3
 """Steps looked at after the first common one."""

@@ -25,19 +25,6 @@ STEP_EPS = 4.0
 GRAD_EPS = 64.0
 """The same for a gradient whose sums were taken in another order: other layout, device, implementation or version."""
 
-_FORMATS: dict[str, tuple[int, int]] = {
-    "float64": (52, -1022),
-    "float32": (23, -126),
-    "float16": (10, -14),
-    "bfloat16": (7, -126),
-    "float8_e4m3fn": (3, -6),
-    "float8_e4m3fnuz": (3, -7),
-    "float8_e5m2": (2, -14),
-    "float8_e5m2fnuz": (2, -15),
-    "complex128": (52, -1022),
-    "complex64": (23, -126),
-    "complex32": (10, -14),
-}
 _STATISTICS_SLACK = 64 * 2.0**-52  # the sums behind a statistic are float64 and round too
 
 
@@ -60,18 +47,6 @@ class Tolerance:
 def is_grad(quantity: str) -> bool:
     """Whether a quantity is a gradient: of a step, or after one of its backwards (`grad_micro.<k>`)."""
     return quantity == "grad" or quantity.startswith("grad_micro.")
-
-
-def eps_of(dtype: str) -> float:
-    """Spacing at 1 of a dtype (torch's name, with or without `torch.`); 0 for integers, bool and unknown ones."""
-    digits, _ = _FORMATS.get(dtype.removeprefix("torch."), (0, 0))
-    return 2.0**-digits if digits else 0.0
-
-
-def tiny_of(dtype: str) -> float:
-    """Smallest positive normal number of a dtype; 0 for integers, bool and unknown ones."""
-    digits, least = _FORMATS.get(dtype.removeprefix("torch."), (0, 0))
-    return 2.0**least if digits else 0.0
 
 
 def element_errors(

@@ -10,8 +10,9 @@ import numpy as np
 from optrace.compare.arrow import texts
 from optrace.compare.columns import Floats, Numbering, Side
 from optrace.compare.grid import Grid, after_name
-from optrace.compare.tolerance import Tolerance, element_errors, eps_of, is_grad, tiny_of
+from optrace.compare.tolerance import Tolerance, element_errors, is_grad
 from optrace.errors import TraceError
+from optrace.trace.dtypes import eps_of, tiny_of
 
 
 @dataclass(frozen=True)
