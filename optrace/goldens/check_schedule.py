@@ -180,8 +180,7 @@ def _is_closed(rule: str, runs: Sequence[ScheduleRun]) -> bool:
                 warnings.simplefilter("ignore")
                 for _, rows in drive_schedule(run.golden, Closed):
                     for row in rows:
-                        value = run.got[row.step, row.group, row.param]
-                        if not np.allclose(value, row.values, rtol=ROUNDING * EPS, atol=0, equal_nan=True):
+                        if not np.array_equal(run.got[row.step, row.group, row.param], row.values, equal_nan=True):
                             return False
         except (KeyError, ArithmeticError, TypeError):
             return False

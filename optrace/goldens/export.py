@@ -91,8 +91,8 @@ def _c(golden: Golden) -> str:
         "    const double *values;",
         "};",
         "#endif",
-        f"static const double {name}_tolerance_step = {write_number(golden.tolerance_step)};",
-        f"static const double {name}_tolerance_free = {write_number(golden.tolerance_free)};",
+        f"#define {name.upper()}_TOLERANCE_STEP {write_number(golden.tolerance_step)}",
+        f"#define {name.upper()}_TOLERANCE_FREE {write_number(golden.tolerance_free)}",
     ]
     rows: list[str] = []
     for number, row in enumerate(golden.rows):

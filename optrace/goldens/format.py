@@ -152,6 +152,8 @@ def parse_csv(text: str, name: str) -> Golden:
     rows: list[Row] = []
     dtype: np.dtype[Any] | None = None
     for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
         if dtype is None and line.startswith("#"):
             key, colon, value = line[1:].strip().partition(":")
             if not colon:
@@ -161,7 +163,7 @@ def parse_csv(text: str, name: str) -> Golden:
             if line != COLUMNS:
                 raise GoldenError(f"{name}:{number}: expected the column names `{COLUMNS}`, found {line[:80]!r}")
             dtype = _check_header(header, name)
-        elif line:
+        else:
             rows.append(_parse_row(line, dtype, f"{name}:{number}"))
     if dtype is None:
         raise GoldenError(f"{name} has no line of column names `{COLUMNS}`; it is no golden")

@@ -84,14 +84,25 @@ def pairs(rule: str) -> Iterator[Mistake]:
             yield _of_variant(joined)
 
 
+_ONLY_WITH = {"nesterov-minus": "nesterov", "nesterov-twice": "nesterov", "amsgrad-corrected": "amsgrad"}
+"""Variants of what an option does: where the group has it off, the rule is as it should be."""
+
+
 def _of_variant(variant: Variant) -> Mistake:
+    option = _ONLY_WITH.get(variant.name)
+
+    def step(param: Array, grad: Any, state: Mapping[str, Any], hyper: Mapping[str, Any]) -> tuple[Any, Any]:
+        if option is not None and not hyper.get(option):
+            return FAMILIES[variant.rule](param, grad, state, hyper, {})
+        return variant.step(param, grad, state, hyper)
+
     return VariantMistake(
         variant.name,
         variant.code,
         variant.does,
         variant.torch_does,
         variant.mend,
-        lambda golden: RuleDriver(variant.step, "sparse" in golden.notes),
+        lambda golden: RuleDriver(step, "sparse" in golden.notes),
         variant.switches,
         variant,
     )
@@ -418,6 +429,9 @@ def _changed(rule: str) -> Iterator[Mistake]:
                 f"apply {option}",
                 _ignoring(step, option, 0.0 if option == "weight_decay" else defaults[option]),
             )
+    if isinstance(defaults.get("eps"), float):
+        words = ("leaves eps out", "adds it", "add eps where torch does")
+        yield make("no-eps", "rule-eps", *words, _ignoring(step, "eps", 0.0))
     if "weight_decay" in defaults:
         yield from (make(*words, changed) for words, changed in _decays(rule, step))
 

@@ -76,7 +76,7 @@ class GoldenReport:
     rule: str
     cases: tuple[CaseResult, ...]
     looks: tuple[Look, ...] = ()
-    """Mistakes that explain what differs, the likeliest first; one alone is a claim, several are a ranking."""
+    """Mistakes that explain what differs, the likeliest first. One alone that explains all is a claim, the rest a ranking."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -143,13 +143,13 @@ class GoldenReport:
     def _why(self) -> list[str]:
         if not self.looks:
             return []
-        if len(self.looks) == 1:
-            look = self.looks[0]
+        look = self.looks[0]
+        if len(self.looks) == 1 and len(look.cases) == look.of:
             how_far = f"gives its numbers in {len(look.cases)} of {look.of} cases"
             return _entry("cause", f"{look.code}: {look.summary}") + _entry("fix", f"{look.fix}   (checked: {how_far})")
         lines = []
         for look in self.looks:
-            lines += _entry("perhaps", f"{look.code}: {look.summary} ({len(look.cases)} cases)")
+            lines += _entry("perhaps", f"{look.code}: {look.summary} ({len(look.cases)} of {look.of} cases)")
         return lines
 
     def _first(self) -> str:
