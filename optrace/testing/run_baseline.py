@@ -16,7 +16,7 @@ import optrace
 from optrace.errors import OptraceError
 from optrace.testing.judging import hyper_words, listing
 
-PRIVATE = ("host", "pid", "command", "variables")
+PRIVATE = ("host", "pid", "command", "variables", "code")
 """What a stored trace need not tell of the machine that it was made on."""
 
 
