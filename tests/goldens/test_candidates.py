@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -284,3 +286,27 @@ def test_lbfgs_needs_a_closure_and_passes():
             super().__init__(params, **{**options, "history_size": 1})
 
     assert not optrace.check_golden(Shorter, "lbfgs").same
+
+
+WITHOUT_TORCH = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("no torch here")
+
+sys.meta_path.insert(0, NoTorch())
+import optrace
+from optrace.reference.schedulers import SCHEDULES
+for name in ("SGD", "SparseAdam", "LBFGS"):
+    assert optrace.check_golden(getattr(optrace.reference, name), name.lower()).same
+for rule in SCHEDULES:
+    assert optrace.check_golden(SCHEDULES[rule], rule).same
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_check_needs_no_torch():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
