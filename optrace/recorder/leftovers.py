@@ -59,7 +59,8 @@ class Leftovers:
         if reference is None or reference() is not optimizer:
             reference, count = weakref.ref(optimizer), 0
         if count < STEPS:
-            self._left[key] = _look(probes(optimizer))
+            with torch._C.DisableTorchFunction():
+                self._left[key] = _look(probes(optimizer))
         if count <= STEPS:
             self._steps[key] = reference, count + 1
 
@@ -73,14 +74,16 @@ class Leftovers:
 
 
 def _look(params: Iterable[torch.Tensor]) -> list[Left]:
-    return [
-        (weakref.ref(param), weakref.ref(grad), grad._version)
-        for param in params
-        if type(grad := param.grad) is torch.Tensor
-    ]
+    with torch._C.DisableTorchFunction():
+        return [
+            (weakref.ref(param), weakref.ref(grad), grad._version)
+            for param in params
+            if type(grad := param.grad) is torch.Tensor
+        ]
 
 
 def _as_left(entry: Left) -> bool:
     param = entry[0]()
-    grad = None if param is None else param.grad
-    return grad is not None and grad is entry[1]() and grad._version == entry[2]
+    with torch._C.DisableTorchFunction():
+        grad = None if param is None else param.grad
+        return grad is not None and grad is entry[1]() and grad._version == entry[2]

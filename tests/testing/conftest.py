@@ -1,5 +1,7 @@
 """pytest inside pytest, for tests of the plugin."""
 
+import shutil
+
 import pandas
 import pyarrow.compute
 import pyarrow.parquet
@@ -67,6 +69,8 @@ def project(pytester, monkeypatch):
             quiet = ("-p", "no:randomly", "-p", "no:cacheprovider")
             if "-n" in arguments:
                 return pytester.runpytest_subprocess(*PLUGIN, *quiet, *arguments)
+            for stale in pytester.path.rglob("__pycache__"):  # a file written twice within a second keeps its bytecode
+                shutil.rmtree(stale)
             plugins = [optrace.testing.plugin] if PLUGIN else []
             return pytester.runpytest_inprocess(*quiet, *arguments, plugins=plugins)
 

@@ -30,7 +30,8 @@ def run(runs):
 def test_overview_shows_groups_with_what_changes_losses_parameters_and_end_on_one_screen(run):
     text = overview(open_source(run))
     lines = text.splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    commands = [line for line in lines if "optrace show" in line]  # as long as the path of the run
+    assert len(lines) <= 40 and all(len(line) <= 100 for line in lines if line not in commands)
     assert lines[0] == "run"
     assert "  ended   cleanly" in lines
     assert any(line.startswith("optimizer 0: SGD (for-loop), 8 steps, loss ") for line in lines)
