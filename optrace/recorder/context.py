@@ -171,6 +171,8 @@ class StepContext:
         self._references: dict[int, weakref.ref[Any]] = {}
         self._closed = _Track()
         """The account that was closed last: where an optimizer that was not known before its first step begins."""
+        self._unclaimed = _Track()
+        """Backwards that changed no gradient of a known optimizer: those of one that is not known yet."""
         self._gone: list[weakref.ref[Any]] = []
         self._stepped: set[int] = set()
         self._running: list[Backward] = []
@@ -204,8 +206,14 @@ class StepContext:
         if track is not None:
             return track
         begin = max(self._tracks.values(), key=lambda other: other.n_backward, default=self._closed)
+        begin = begin if begin.n_backward or begin.batch is not None else self._closed
         track = _Track()
-        track.copy_from(begin if begin.n_backward or begin.batch is not None else self._closed)
+        if self._unclaimed.n_backward:
+            track.copy_from(self._unclaimed)
+            track.batch = begin.batch
+            self._unclaimed.clear()
+        else:
+            track.copy_from(begin)
         return self._open(optimizer, track)
 
     def _open(self, optimizer: Any, track: _Track) -> _Track:
@@ -272,6 +280,8 @@ class StepContext:
                 for key, marks in backward.marks:
                     if not all(map(_same, marks)):
                         self._give(backward, key)
+            if not backward.given:
+                self._unclaimed.add(backward.values, backward.rng)
         if self.after_backward is not None:
             for key, count in backward.given.items():
                 reference = self._references.get(key)

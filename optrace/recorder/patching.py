@@ -6,8 +6,8 @@ import functools
 import sys
 import threading
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from types import FunctionType, ModuleType, TracebackType
+from typing import Any, TypeVar
 
 from optrace.recorder.uncompiled import leave_uncompiled
 
@@ -18,6 +18,7 @@ Python's warnings skip frames whose file name holds `importlib` and `_bootstrap`
 warning of the function that we observe names the program's line and is shown as often as without us.
 """
 
+F = TypeVar("F", bound=Callable[..., Any])
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 End = Callable[[Any, Any], None]
 Fail = Callable[[Any], None]
@@ -102,9 +103,8 @@ class Observers:
             try:
                 result = raw(*args, **kwargs)
             except BaseException as error:
-                # leaves this frame out of the traceback; the bare `raise` adds none
-                trace = error.__traceback__
-                error.__traceback__ = None if trace is None else trace.tb_next
+                # leaves our frames out of the traceback; the bare `raise` adds none
+                error.__traceback__ = _without_ours(error.__traceback__)
                 if begun and fail is not None:
                     try:
                         fail(note)
@@ -118,12 +118,31 @@ class Observers:
                     failed(error)
             return result
 
-        function: Any = observed
-        function.__code__ = function.__code__.replace(co_filename=UNSEEN)
+        function: Any = unseen(observed)
         leave_uncompiled(function, calls_too=False)
         for own in (begin, end, fail, failed):
             leave_uncompiled(own, calls_too=True)
         return function
+
+
+def unseen(function: F) -> F:
+    """Have the frames of a function of ours left out of the tracebacks that pass through an observer."""
+    assert isinstance(function, FunctionType)
+    function.__code__ = function.__code__.replace(co_filename=UNSEEN)
+    return function
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_frame.f_code.co_filename == UNSEEN:
+        trace = trace.tb_next
+    link = trace
+    while link is not None:
+        following = link.tb_next
+        while following is not None and following.tb_frame.f_code.co_filename == UNSEEN:
+            following = following.tb_next
+        link.tb_next = following
+        link = following
+    return trace
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
@@ -142,4 +161,4 @@ class Calls(threading.local):
         self.told = 0
         """Events that this thread has told."""
         self.clipping: Any = None
-        """Parameters of the clip that is open, as far as they can be looked at without using up a generator."""
+        """Parameters of the clip that is open; of a generator those that it has yielded."""

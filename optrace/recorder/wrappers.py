@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import GeneratorType
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import dataloader
 from optrace.recorder import wrap_scaler
 from optrace.recorder.context import StepContext, read_scalar
 from optrace.recorder.fingerprints import batch_fingerprint, state_dict_fingerprints
-from optrace.recorder.patching import Calls, Observers
+from optrace.recorder.patching import Calls, Observers, unseen
 
 
 class Listener(Protocol):
@@ -256,7 +257,7 @@ def _clip(kind: str, limit: str, total: str | None) -> Callable[[tuple[Any, ...]
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         calls, note = _calls.open, None
         given = _argument(args, kwargs, 0, "parameters")
-        if "clip" in calls:  # torch's one function calls another, with a list in place of a generator
+        if "clip" in calls:  # torch's one function calls another
             _calls.clipping = given
         else:
             with _quiet():
@@ -264,6 +265,11 @@ def _clip(kind: str, limit: str, total: str | None) -> Callable[[tuple[Any, ...]
                 if kind == "norm" and total is None:
                     data["norm_type"] = _scalar(_argument(args, kwargs, 2, "norm_type", 2.0))
                 norm = None if total is None else read_scalar(_argument(args, kwargs, 2, total))
+            if isinstance(given, GeneratorType):
+                seen: list[Any] = []
+                given = _remembering(given, seen)
+                args, kwargs = ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "parameters": given})
+                given = seen
             _calls.clipping = given
             note = data, norm
         calls.append("clip")
@@ -299,6 +305,14 @@ def _fail_clip(note: Any) -> None:
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str, default: Any = None) -> Any:
     return args[place] if len(args) > place else kwargs.get(name, default)
+
+
+@unseen
+def _remembering(given: Iterable[Any], seen: list[Any]) -> Iterator[Any]:
+    """What a generator yields, when it is asked for it."""
+    for param in given:
+        seen.append(param)
+        yield param
 
 
 def _scalar(value: Any) -> Any:

@@ -504,3 +504,36 @@ def test_weights_are_bitwise_those_of_the_bare_run() -> None:
     with listening():
         observed = train()
     assert all(torch.equal(a, b) for a, b in zip(bare, observed, strict=True))
+
+
+@pytest.mark.parametrize("passed", [iter, list, tuple])
+def test_a_clip_is_told_of_the_optimizer_whose_parameters_it_clips(passed: Any) -> None:
+    def params(model: torch.nn.Module) -> Any:
+        return (param for param in model.parameters()) if passed is iter else passed(model.parameters())
+
+    with listening() as heard:
+        first, second = small_model(), small_model(1)
+        of_first, of_second = SGD(first.parameters(), lr=0.1), SGD(second.parameters(), lr=0.1)
+        mse(first, DATA).backward()
+        mse(second, DATA).backward()
+        norm = torch.nn.utils.clip_grad_norm_(params(second), 0.01)
+        torch.nn.utils.clip_grad_value_(parameters=params(first), clip_value=1e-4)
+        of_first.step()
+        of_second.step()
+    assert [taken["grad_norm"] for taken in heard.taken()] == [None, norm.item()]
+    assert all(param.grad is not None and param.grad.abs().max() <= 1e-4 for param in first.parameters())
+
+
+def test_a_generator_that_fails_inside_a_clip_fails_as_without_us() -> None:
+    def params() -> Any:
+        yield from model.parameters()
+        raise LookupError("the second half")
+
+    with listening() as heard:
+        model = small_model()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        mse(model, DATA).backward()
+        with pytest.raises(LookupError, match="the second half"):
+            torch.nn.utils.clip_grad_norm_(params(), 0.01)
+        optimizer.step()
+    assert heard.of("clip") == []

@@ -115,6 +115,26 @@ def test_a_plain_class_over_torch_parameters(tmp_path):
         np.testing.assert_array_equal(update[:6], (after.double() - before.double()).numpy().ravel())
 
 
+def test_watched_classes_beside_another_optimizer_have_their_own_losses(tmp_path):
+    nets = [net_and_data() for _ in range(3)]
+    torchs = torch.optim.SGD(nets[0][0].parameters(), lr=0.1)
+    optimizers = [torchs, *(optrace.watch(TutorialSGD(net.parameters())) for net, _, _ in nets[1:])]
+    told = [[] for _ in nets]
+    with optrace.record(tmp_path / "run", quiet=True):
+        for round_ in range(3):
+            for i, ((net, x, y), optimizer) in enumerate(zip(nets, optimizers, strict=True)):
+                optimizer.zero_grad()
+                loss = (net(x) - y).square().mean() * (i + 1 + round_)
+                loss.backward()
+                optimizer.step()
+                told[i].append(loss.item())
+    steps = optrace.open(tmp_path / "run").steps
+    for index, losses in enumerate(told):
+        mine = steps[steps["optimizer"] == index]
+        assert list(mine["loss"]) == pytest.approx(losses, rel=1e-7)
+        assert list(mine["n_backward"])[-1] == 1
+
+
 def test_state_may_be_keyed_by_parameter_index_or_id(tmp_path):
     class Keyed(TutorialSGD):
         def __init__(self, params, how):
