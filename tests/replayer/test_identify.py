@@ -98,3 +98,85 @@ def test_none_of_ours_is_said_so(tmp_path):
     found = identify(tmp_path / "run")
     assert found.rule is None
     assert "none of ours; the closest is" in str(found)
+
+
+class HandAdam:
+    """Adam as in a notebook; `bottom` makes the denominator of the second moment, its correction and eps."""
+
+    def __init__(self, params, bottom, correct=True, lr=1e-2, decay=0.0):
+        self.params = list(params)
+        self.lr, self.b1, self.b2, self.epsilon, self.l2 = lr, 0.8, 0.95, 1e-6, decay
+        self._bottom, self._correct = bottom, correct
+        self.m = [torch.zeros_like(p) for p in self.params]
+        self.v = [torch.zeros_like(p) for p in self.params]
+        self.t = 0
+
+    def zero_grad(self):
+        for p in self.params:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        self.t += 1
+        one = 1 - self.b1**self.t if self._correct else 1.0
+        two = 1 - self.b2**self.t if self._correct else 1.0
+        for m, v, p in zip(self.m, self.v, self.params, strict=True):
+            g = p.grad + self.l2 * p
+            m.mul_(self.b1).add_(g, alpha=1 - self.b1)
+            v.mul_(self.b2).add_(g * g, alpha=1 - self.b2)
+            p -= self.lr * (m / one) / self._bottom(v, two, self.epsilon)
+
+
+NUMBERS = "Adam, betas 0.8 0.95, eps 1e-06"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bottom": lambda v, two, eps: (v / two).sqrt() + eps}, f"{NUMBERS}, lr 0.01"),
+        ({"bottom": lambda v, two, eps: (v / two + eps).sqrt()}, f"{NUMBERS}, eps inside the root, lr 0.01"),
+        (
+            {"bottom": lambda v, two, eps: (v.sqrt() + eps) / two**0.5},
+            f"{NUMBERS} added before bias correction, lr 0.01",
+        ),
+        (
+            {"bottom": lambda v, two, eps: v.sqrt() + eps, "correct": False},
+            f"{NUMBERS}, no bias correction, lr 0.01",
+        ),
+        (
+            {"bottom": lambda v, two, eps: (v / two).sqrt() + eps, "decay": 0.05},
+            f"{NUMBERS}, lr 0.01, coupled weight decay 0.05",
+        ),
+    ],
+)
+def test_the_form_of_a_hand_written_adam_is_told(tmp_path, options, words):
+    train(tmp_path / "run", lambda net: optrace.watch(HandAdam(net.parameters(), **options)))
+    found = identify(tmp_path / "run")
+    assert found.rule == "adamw", str(found)
+    assert found.words == words
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda net: torch.optim.Adam(decayed(net), lr=1e-2, amsgrad=True),
+            "Adam, betas 0.9 0.999, eps 1e-08, amsgrad, lr 0.01, coupled weight decay 0.05 on 2 of 4 params",
+        ),
+        (
+            lambda net: torch.optim.NAdam(net.parameters(), lr=1e-2),
+            "NAdam, betas 0.9 0.999, eps 1e-08, momentum_decay 0.004, lr 0.01",
+        ),
+        (lambda net: torch.optim.Adamax(net.parameters(), lr=1e-2), "Adamax, betas 0.9 0.999, eps 1e-08, lr 0.01"),
+        (lambda net: torch.optim.Adadelta(net.parameters()), "Adadelta, rho 0.9, eps 1e-06, lr 1"),
+        (
+            lambda net: torch.optim.RMSprop(net.parameters(), lr=1e-3, momentum=0.5, centered=True),
+            "RMSprop, alpha 0.99, eps 1e-08, momentum 0.5, centered, lr 0.001",
+        ),
+    ],
+)
+def test_torchs_other_rules_are_told_by_their_recorded_options(tmp_path, make, words):
+    train(tmp_path / "run", make)
+    found = identify(tmp_path / "run")
+    assert found.rule is not None, str(found)
+    assert found.words == words
