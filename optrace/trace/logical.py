@@ -211,6 +211,10 @@ class LogicalTrace(Trace):
         parts = [self._limited(member.stored(name, selection, None, after)) for member in self.members.values()]
         return merge_steps(parts).select(wanted)
 
+    def segment_ends(self, name: str) -> list[int]:
+        """None: the ranks' segments end at steps of their own."""
+        return []
+
     def _leader(self) -> Trace:
         """The lowest of the ranks that got furthest."""
         rank = max(self.members, key=lambda rank: (sum(self.last_by_rank[rank].values()), -rank))

@@ -205,6 +205,10 @@ class Trace:
         """Rows of a stored table (all but params) as they lie in the rank's folder; `columns` None for all."""
         return self._read().read(name, selection, columns, after)
 
+    def segment_ends(self, name: str) -> list[int]:
+        """The last step in each sealed segment of a table, in order: what is read up to one is read without waste."""
+        return self._read().segment_ends(name) if self._key is not None else []
+
     def frame(self, name: str, rows: Any) -> pd.DataFrame:
         """The pandas frame of rows that `arrow` returned for the table `name`."""
         from optrace.trace import frames

@@ -62,14 +62,17 @@ class Selection:
                 raise TraceError(f"this table has no {name} to select by; it has {', '.join(schema.names)}")
         return needed
 
-    def may_hold(self, row_group: Any) -> bool:
-        """Whether a Parquet row group can hold wanted rows, judged by its statistics."""
-        for index in range(row_group.num_columns):
-            column = row_group.column(index)
-            name = column.path_in_schema
-            if name not in ("step", "optimizer", *self.names):
-                continue
-            statistics = column.statistics
+    def row_groups(self, metadata: Any) -> list[int]:
+        """Which row groups of a Parquet file can hold wanted rows, judged by their statistics."""
+        looked_at = {"step", "optimizer", *self.names} if self != Selection() else set()
+        names = metadata.schema.names
+        columns = [(number, name) for number, name in enumerate(names) if name in looked_at]
+        groups = range(metadata.num_row_groups)
+        return [number for number in groups if self._may_hold(metadata.row_group(number), columns)]
+
+    def _may_hold(self, row_group: Any, columns: list[tuple[int, str]]) -> bool:
+        for index, name in columns:
+            statistics = row_group.column(index).statistics
             if statistics is None or not statistics.has_min_max:
                 continue
             low, high = statistics.min, statistics.max
@@ -107,9 +110,12 @@ def _matching(column: Any, patterns: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     import pyarrow as pa
 
     parts = [np.empty(0, np.bool_)]
+    exact = set(patterns)
+    globs = [pattern for pattern in patterns if _SPECIAL.search(pattern)]
     for chunk in column.chunks:
         encoded = chunk if isinstance(chunk, pa.DictionaryArray) else chunk.dictionary_encode()
-        fits = np.array([matches(name, patterns) for name in encoded.dictionary.to_pylist()], np.bool_)
+        names = encoded.dictionary.to_pylist()
+        fits = np.array([name in exact or matches(name, globs) for name in names], np.bool_)
         parts.append(fits[elements(encoded.indices)])
     return np.concatenate(parts)
 
