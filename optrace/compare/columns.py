@@ -126,7 +126,12 @@ class Side:
         self._known = {(row["optimizer"], row["param"]) for row in param_rows(source)}
 
     def load(
-        self, low: int, high: int, columns: Sequence[str], param: str | None = None, quantity: str | None = None
+        self,
+        low: int,
+        high: int,
+        columns: Sequence[str],
+        param: str | Sequence[str] | None = None,
+        quantity: str | None = None,
     ) -> Rows:
         """Rows of A's steps low to high, both included; `param` and `quantity` are this side's own names.
 
