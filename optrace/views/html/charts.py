@@ -49,6 +49,8 @@ class Table:
     """A's, and B's where there are two."""
     n_params: int
     """Of the run; more than `rows` where some were left out."""
+    n_steps: int
+    """Recorded by either side; more than `steps` where some were left out."""
 
 
 def read_table(sources: Sequence[Source], rows: Sequence[Row], first: tuple[str, int] | None) -> Table:
@@ -56,12 +58,14 @@ def read_table(sources: Sequence[Source], rows: Sequence[Row], first: tuple[str,
     kept = list(rows[:MOST_PARAMS])
     if first is not None:
         kept += [row for row in rows[MOST_PARAMS:] if row.param == first[0]]
-    trace = _trace(sources[0])
-    last = max((trace.last_step(row.optimizer) for row in kept), default=0)
-    every = max(1, math.ceil(last / MOST_STEPS))
+    recorded = _recorded(sources, kept)
     low, high = sources[0].steps
-    wanted = {*range(every, last + 1, every), 1, last, *([first[1]] if first is not None else [])}
-    steps = np.array(sorted(s for s in wanted if 0 < s <= last and s >= (low or 1) and s <= (high or last)), np.int64)
+    recorded = recorded[(recorded >= max(low or 1, 1)) & (recorded <= (high or recorded.max(initial=0)))]
+    every = max(1, math.ceil(len(recorded) / MOST_STEPS))
+    wanted = {*recorded[::every].tolist(), *recorded[-1:].tolist()}
+    if first is not None and first[1] in recorded:
+        wanted.add(first[1])
+    steps = np.array(sorted(wanted), np.int64)
     several = len({row.optimizer for row in rows}) > 1
     names = [row.param for row in kept]
     labels = [
@@ -70,7 +74,17 @@ def read_table(sources: Sequence[Source], rows: Sequence[Row], first: tuple[str,
     ]
     compare = len(sources) == 2
     grids = [_stack(_trace(source), kept, steps, side, compare) for side, source in enumerate(sources)]
-    return Table(tuple(kept), tuple(labels), steps, tuple(grids), len(rows))
+    return Table(tuple(kept), tuple(labels), steps, tuple(grids), len(rows), len(recorded))
+
+
+def _recorded(sources: Sequence[Source], rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    """The steps that either side recorded of the optimizers of `rows`, in A's numbers, in order."""
+    found = [np.empty(0, np.int64)]
+    for side, source in enumerate(sources):
+        for optimizer, offset in dict.fromkeys(((r.optimizer, r.optimizer_b)[side], r.offset * side) for r in rows):
+            table = _trace(source).arrow("steps", optimizer=optimizer, columns=["step"])
+            found.append(table.column("step").to_numpy().astype(np.int64) + offset)
+    return np.unique(np.concatenate(found))
 
 
 def _stack(trace: Trace, rows: Sequence[Row], steps: npt.NDArray[np.int64], side: int, compare: bool) -> Grid:
@@ -127,6 +141,7 @@ def chart_data(table: Table, names: Sequence[str], first: tuple[str, int] | None
         "names": list(names),
         "labels": list(table.labels),
         "steps": table.steps.tolist(),
+        "n_steps": table.n_steps,
         "maps": {q: packed(_logs(values)) for q, values in maps.items()},
         "thin": table.steps[thin].tolist(),
         "norms": {q: [_norms(grid, q, thin) for grid in grids] for q in quantities},

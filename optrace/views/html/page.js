@@ -29,7 +29,7 @@
     return array.values.subarray(array.shape.length > 1 ? i * n : 0, array.shape.length > 1 ? (i + 1) * n : n);
   };
   const finite = (values) => Array.from(values, (v) => (Number.isFinite(v) ? v : null));
-  const short = (v) => (v === null || !Number.isFinite(v) ? "none" : Number(v.toPrecision(5)).toString());
+  const nth = (n) => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] || "th"}`;
 
   const maps = {};
   for (const [name, packed] of Object.entries(data.maps)) maps[name] = await unpack(packed);
@@ -45,6 +45,11 @@
     return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--text"), size: 12 },
       margin: { l: 60, r: 20, t: 30, b: 40 }, hovermode: "closest", showlegend: false,
       xaxis: { title: { text: "step" }, ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest };
+  };
+  // The element gets the height, too: when the window changes, Plotly asks the element for it.
+  const plot = (element, traces, shape, options) => {
+    element.style.height = `${shape.height}px`;
+    return Plotly.react(element, traces, shape, options);
   };
   const line = (side) => (side === 0 ? { color: css("--a"), width: 2 } : { color: css("--b"), width: 2, dash: "dash" });
 
@@ -78,7 +83,7 @@
       traces.push({ type: "scatter", mode: "markers", x: [data.first[1]], y: [labels[data.first[0]]], hoverinfo: "skip", cliponaxis: false,
         marker: { symbol: "square-open", size: 13, color: css("--b"), line: { width: 3, color: css("--b") } } });
     const height = Math.max(260, Math.min(900, 120 + 18 * data.labels.length));
-    await Plotly.react("map", traces, layout({ height, margin: { l: 10, r: 10, t: 34, b: 40 },
+    await plot(byId("map"), traces, layout({ height, margin: { l: 10, r: 10, t: 34, b: 40 },
       xaxis: { range: [data.steps[0] - 0.5, data.steps[data.steps.length - 1] + 0.5] },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--text") },
       yaxis: { automargin: true, autorange: "reversed", type: "category", ticks: "" },
@@ -92,7 +97,7 @@
     while (box.children.length < Object.keys(norms).length) box.append(document.createElement("div"));
     const full = data.full[String(chosen)];
     byId("thinned").textContent = data.thin.length < data.steps.length && !full
-      ? `every ${data.thin.length ? Math.round(data.steps.length / data.thin.length) : 1}. step of the map is drawn here` : "";
+      ? `every ${nth(Math.round(data.steps.length / data.thin.length))} step of the map is drawn here` : "";
     let place = 0;
     for (const [quantity, sides] of Object.entries(norms)) {
       const traces = [];
@@ -105,7 +110,7 @@
           hovertemplate: `step %{x}: %{y:.5g}<extra>${plain(cut(data.names[side]))}</extra>` });
       }
       const positive = traces.some((t) => t.y.some((v) => v > 0));
-      await Plotly.react(box.children[place], traces, layout({ height: 240, hovermode: "x",
+      await plot(box.children[place], traces, layout({ height: 240, hovermode: "x",
         title: { text: `norm of ${plain(quantity)}`, font: { size: 13 } },
         yaxis: { type: positive ? "log" : "linear", exponentformat: "e" } }), config);
       place++;
@@ -126,7 +131,7 @@
     const bottom = kinds.length ? 0.12 + 0.05 * kinds.length : 0;
     const middle = clipped.length ? bottom + 0.3 : bottom;
     const axis = { gridcolor: css("--line"), automargin: true };
-    await Plotly.react("losses", traces, layout({ height: 340 + 22 * kinds.length,
+    await plot(byId("losses"), traces, layout({ height: 340 + 22 * kinds.length,
       xaxis: { anchor: kinds.length ? "y2" : "y" },
       yaxis: { domain: [middle ? middle + 0.04 : 0, 1], title: { text: "loss" }, exponentformat: "e" },
       yaxis2: { ...axis, domain: [0, Math.max(bottom - 0.05, 0.01)], type: "category", visible: kinds.length > 0 },
@@ -138,7 +143,7 @@
     while (box.children.length < data.hyper.length) box.append(document.createElement("div"));
     for (let i = 0; i < data.hyper.length; i++) {
       const chart = data.hyper[i];
-      await Plotly.react(box.children[i], chart.lines.map(([side, x, y]) => ({ type: "scatter", mode: x.length < 3 ? "lines+markers" : "lines", x, y,
+      await plot(box.children[i], chart.lines.map(([side, x, y]) => ({ type: "scatter", mode: x.length < 3 ? "lines+markers" : "lines", x, y,
         line: { ...line(side), shape: "hv" }, hovertemplate: `step %{x}: %{y:.6g}<extra>${plain(cut(data.names[side]))}</extra>` })),
         layout({ height: 220, title: { text: plain(chart.title), font: { size: 13 } }, yaxis: { exponentformat: "e", rangemode: "tozero" } }), config);
     }
@@ -162,6 +167,10 @@
   byId("map").on("plotly_hover", (event) => { const found = at(event); if (found) tell(...found); });
   byId("map").on("plotly_click", (event) => { const found = at(event); if (found) { chosen = found[1]; drawNorms(); } });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  byId("status").textContent = `${data.labels.length} parameters, ${data.steps.length} steps`;
+  const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+  byId("status").textContent = `${count(data.labels.length, "parameter")}, ${count(data.n_steps, "step")}`;
+  if (data.steps.length < data.n_steps)
+    byId("left-out").textContent = `The run has more steps than a page can hold: ${data.steps.length.toLocaleString("en")} of the`
+      + ` ${data.n_steps.toLocaleString("en")} are on the map, evenly spread.`;
   document.documentElement.dataset.ready = "yes";
 })();
