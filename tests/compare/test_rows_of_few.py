@@ -123,3 +123,13 @@ def test_state_that_was_infinite_on_both_sides_raises_no_warning(runs):
     a = runs("a", sgd(), tamper=explode, steps=4)
     report = diff(a, runs("b", sgd(), tamper=explode, steps=4, environment=OTHER_THREADS))
     assert report.same
+
+
+def test_gradients_recorded_without_samples_are_not_called_accumulated(runs):
+    def other(step, net, optimizer):
+        if step == 4:
+            net[0].weight.grad[0, 0] += 1
+
+    report = diff(runs("a", samples=False), runs("b", change=other, samples=False))
+    assert (report.first.step, report.first.quantity) == (4, "grad")
+    assert "grad-accumulated" not in {cause.code for cause in report.causes if cause.claimed}, str(report)

@@ -316,6 +316,8 @@ def _accumulated(case: Case, step: int, found: Gradients) -> Cause | None:
         return None
     for side, name in ((1, "{B}"), (0, "{A}")):
         own, theirs, old = found.flat(side), found.flat(1 - side), past.flat(side)
+        known = np.isfinite(own) & np.isfinite(theirs) & np.isfinite(old)  # without samples nothing is
+        own, theirs, old = own[known], theirs[known], old[known]
         if np.abs(old).max(initial=0.0) and close(theirs + old, own, scale=np.abs(theirs) + np.abs(old), eps=found.eps):
             zeroed = [e for e in case.between(side, step) if e.kind == "zero_grad"]
             seen = "a zero_grad" if zeroed else "no zero_grad"
