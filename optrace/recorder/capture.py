@@ -16,6 +16,7 @@ from optrace.recorder.finding import Finder, StateFound
 from optrace.recorder.finished import Finished
 from optrace.recorder.inventory import Inventory
 from optrace.recorder.jobs import Rows, measure_now
+from optrace.recorder.later import Slots
 from optrace.recorder.memory import Budget, Copies
 from optrace.recorder.micro import MicroGradients
 from optrace.recorder.names import ParamNames
@@ -96,6 +97,9 @@ class _Running:
 
 class Capture:
     """The recording of one optimizer; `before` and `after` bracket each recorded step."""
+
+    slots: Slots | None = None
+    """Where numbers on a device that a step tells of are put, if its rows come later."""
 
     def __init__(self, index: int, settings: Settings, names: ParamNames, budget: Budget, tell: Tell) -> None:
         """`tell(what, line=None, **data)` says something in the trace, and on stderr if there is a line."""

@@ -13,6 +13,7 @@ import torch
 
 from optrace.recorder.fingerprints import combine, is_plain, signed
 from optrace.recorder.generators import generator_fingerprint
+from optrace.recorder.later import Mean, Slots
 from optrace.recorder.leftovers import Leftovers
 
 Value = float | torch.Tensor
@@ -108,8 +109,10 @@ class _Track:
             elif self.pending:
                 self.pending.pop()
 
-    def loss(self) -> float | None:
+    def loss(self, slots: Slots | None) -> float | Mean | None:
         total, count = self.total, self.n_losses
+        if self.pending and slots is not None:
+            return Mean(total, count, [slots.put(value) for value in self.pending])
         if self.pending:
             late = [value for value in map(number, self.pending) if value is not None]
             total, count = total + sum(late), count + len(late)
@@ -366,11 +369,12 @@ class StepContext:
         """The live optimizers that have an account."""
         return [optimizer for optimizer, _ in self._live()]
 
-    def take(self, optimizer: Any) -> dict[str, Any]:
+    def take(self, optimizer: Any, slots: Slots | None = None) -> dict[str, Any]:
         """Return what happened since the optimizer's last step and start anew.
 
         Keys: loss (float or None), n_backward, n_skipped (int), grad_norm (float or None: before clipping, where a clip
-        showed it), batch and rng (signed 64-bit fingerprints or None). Values on a device are waited for here.
+        showed it), batch and rng (signed 64-bit fingerprints or None). Values on a device are waited for here, or with
+        `slots` put there: then loss and grad_norm tell them by `optrace.recorder.later.arrived`.
         """
         if self._gone:
             self._close_gone()
@@ -381,10 +385,10 @@ class StepContext:
                 self._give(backward, key)
         batch = track.batch
         taken = {
-            "loss": track.loss(),
+            "loss": track.loss(slots),
             "n_backward": track.n_backward,
             "n_skipped": track.n_skipped,
-            "grad_norm": number(track.norm),
+            "grad_norm": number(track.norm) if slots is None else slots.put(track.norm),
             "batch": None if batch is None else signed(batch),
             "rng": track.rng,
         }

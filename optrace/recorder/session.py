@@ -17,9 +17,11 @@ from optrace.errors import OptraceError, RecordError
 from optrace.recorder import place
 from optrace.recorder.attach import say
 from optrace.recorder.events_data import clean_json
+from optrace.recorder.later import Later, Slots, Tensors, arrived
 from optrace.recorder.settings import Settings
 
 if TYPE_CHECKING:
+    from optrace.recorder.device import Device
     from optrace.recorder.finished import Finished
     from optrace.recorder.steps import Track
     from optrace.recorder.told import ToldOptimizer
@@ -55,12 +57,16 @@ class Session:
     the settings are strict.
     """
 
-    def __init__(self, settings: Settings, *, from_python: bool = True) -> None:
-        """`from_python`: started by the program itself rather than by `optrace record`."""
+    def __init__(self, settings: Settings, *, from_python: bool = True, measure_on: Device | None = None) -> None:
+        """`from_python`: started by the program itself rather than by `optrace record`.
+
+        `measure_on`: measure there whatever lies there; None: on the device of an optimizer's first parameter.
+        """
         from optrace.recorder.price import Price
 
         self.settings = settings
         self.from_python = from_python
+        self.measure_on = measure_on
         self.active = False
         """Whether steps are being recorded."""
         self.stopping: StoppedAfter | None = None
@@ -78,6 +84,7 @@ class Session:
         self._optimizers: dict[int, dict[str, Any]] = {}
         self._seq = count(1)
         self._pending: list[_Pending] = []
+        self._later = Later()
         self._lock = threading.RLock()
         self._indexes = count()
         self._at_end: list[Callable[[], None]] = []
@@ -160,6 +167,10 @@ class Session:
         """Stop recording because of `error`: one line on stderr, a word in the trace; strict: OptraceError."""
         if not self.active:
             return
+        try:
+            self._later.write_all()
+        except Exception:  # what failed first is told
+            self._later = Later()
         self.active = False
         self._failed(error)
 
@@ -194,6 +205,7 @@ class Session:
         self._lock = threading.RLock()
         self._rank, self._place, self._params, self._optimizers = None, None, {}, {}
         self._seq, self._pending, self._n_backward, self._last_step = count(1), [], 0, 0
+        self._later = Later()
         self._indexes, self._at_end, self._by_hand = count(), [], None
         self.price = Price()
         if self._hooks is not None:
@@ -248,15 +260,33 @@ class Session:
         return None
 
     def flush(self, last: bool = False) -> None:
-        """Write the events that wait, if there are files; the last time also those of optimizers that never stepped."""
+        """Write the events that wait, if there are files; the last time also those of optimizers that never stepped.
+
+        Where steps wait for a device, the events wait with them, but for the last time.
+        """
         with self._lock:
             if self._rank is not None:
+                if self._later:
+                    self._later.write(len(self._later) if last else 0)
+                    if self._later:
+                        return
                 events = self._take_events(last)
                 if events:
                     self._rank.write_events(events)
 
-    def _take_events(self, last: bool = False) -> list[Any]:
-        """The waiting events, ready to be written; those of optimizers that have not stepped yet go on waiting."""
+    def carry(self, slots: Slots) -> None:
+        """Have the numbers on a device that the waiting events tell of come with a step's results."""
+        with self._lock:
+            for place, (seq, step, kind, index, data, reference) in enumerate(self._pending):
+                if not _PLAIN.issuperset(map(type, data.values())):
+                    carried = {key: slots.put(value) for key, value in data.items()}
+                    self._pending[place] = seq, step, kind, index, carried, reference
+
+    def _take_events(self, last: bool = False, clean: bool = True) -> list[Any]:
+        """The waiting events, ready to be written; those of optimizers that have not stepped yet go on waiting.
+
+        `clean` as False leaves their data as it is, with numbers that have not arrived.
+        """
         from optrace.trace.writer import Event
 
         pending, self._pending = self._pending, []
@@ -271,7 +301,7 @@ class Session:
                 elif not last and optimizer is not None and self.active and len(self._pending) < _PENDING // 2:
                     self._pending.append(entry)
                     continue
-            events.append(Event(seq, step, kind, index, _json_of(data) if data else data))
+            events.append(Event(seq, step, kind, index, _json_of(data) if data and clean else data))
         return events
 
     # ---- optimizers that are not torch's ----
@@ -430,13 +460,35 @@ class Session:
 
             values = whole.owned(finished.values)
             self._rank.write_values(step, values, whole.returner(values))
-        events = self._take_events() if self._pending else []
+        waiting = finished.waiting
+        events = self._take_events(clean=waiting is None) if self._pending else []
         events.append(Event(next(self._seq), step, kind, track.index, data))
-        self._rank.write_step(
-            step, track.index, groups=finished.groups, tensors=finished.tensors, steps=taken, events=events
-        )
-        if finished.tensors is not None:
-            self.price.rows += len(finished.tensors[1])
+        if waiting is None and not self._later:
+            self._put(step, track.index, finished.groups, finished.tensors, taken, events)
+            return
+        index, groups, tensors = track.index, finished.groups, finished.tensors
+
+        def write(found: Tensors | None) -> None:
+            row = None if taken is None else {key: arrived(value) for key, value in taken.items()}
+            known = [event._replace(data=_json_of(event.data)) for event in events]
+            self._put(step, index, groups, tensors if waiting is None else found, row, known)
+
+        self._later.put(waiting, write)
+        self._later.write()
+
+    def _put(
+        self,
+        step: int,
+        optimizer: int,
+        groups: list[tuple[int, dict[str, Any]]],
+        tensors: Tensors | None,
+        taken: dict[str, Any] | None,
+        events: list[Any],
+    ) -> None:
+        """Write a step all of which is known."""
+        self._rank.write_step(step, optimizer, groups=groups, tensors=tensors, steps=taken, events=events)
+        if tensors is not None:
+            self.price.rows += len(tensors[1])
 
     def _open(self) -> None:
         """Make the folder and the files."""
@@ -472,7 +524,16 @@ class Session:
 
     def tell_price(self, now: float) -> None:
         """Say once what recording costs, as soon as it can be told."""
-        if self._rank is not None and self.price.step_ended(now, self._rank.bytes_written):
+        if self._rank is None:
+            return
+        if self._later and not self.price.told:  # the price is that of rows that have been written
+            try:
+                with self._lock:
+                    self._later.write_all()
+            except Exception as error:
+                self.fail(error)
+                return
+        if self.price.step_ended(now, self._rank.bytes_written):
             self._say_price()
 
     def _say_price(self) -> None:

@@ -22,7 +22,7 @@ from optrace.recorder.memory import Budget
 from optrace.recorder.micro import MOST, MicroGradients, micro_gradients
 from optrace.recorder.names import ParamNames
 from optrace.recorder.selection import is_recorded
-from optrace.recorder.tensors import Unmeasurable, locate
+from optrace.recorder.tensors import Unmeasurable, is_within_reach, locate
 
 if TYPE_CHECKING:
     from optrace.recorder.session import Session
@@ -70,7 +70,7 @@ class Steps:
         self._session = session
         self._settings = session.settings
         self._names = ParamNames()
-        self._budget = Budget(session.settings.memory)
+        self._budgets = {"": Budget(session.settings.memory)}
         self._tracks: dict[int, Track] = {}
         self.stopped = False
         """Whether `stop_after` has ended the recording."""
@@ -83,7 +83,7 @@ class Steps:
     @property
     def held(self) -> int:
         """Bytes held for copies of parameters."""
-        return self._budget.held
+        return sum(budget.held for budget in self._budgets.values())
 
     def find(self, optimizer: Any) -> Track | None:
         """The track of an optimizer that has stepped."""
@@ -161,7 +161,7 @@ class Steps:
             track.index = self._session.next_index()
         step = track.completed + 1
         if track.capture is None:
-            track.capture = Capture(track.index, self._settings, self._names, self._budget, self._teller(optimizer))
+            track.capture = self._capture_of(optimizer, track)
         if track.completed == 0:
             track.world = track.capture.world(optimizer)
         if track.kind is Kind.RECORDED:
@@ -169,13 +169,22 @@ class Steps:
             track.capture.before(optimizer, step, scale if isinstance(scale, torch.Tensor) else None, track.micro)
         return self._with_closure(optimizer, track, args, kwargs)
 
+    def _capture_of(self, optimizer: Any, track: Track) -> Capture:
+        """Measures on the host, or on the device where the optimizer's parameters lie."""
+        first, device, tell = _first_param(optimizer), self._session.measure_on, self._teller(optimizer)
+        if device is None and getattr(first, "is_cpu", True):
+            return Capture(track.index, self._settings, self._names, self._budgets[""], tell)
+        from optrace.recorder.device_capture import capture_of
+
+        return capture_of(track.index, self._settings, self._names, self._budgets, tell, first, device)
+
     def _judge(self, optimizer: Any, track: Track) -> Kind:
         """What kind of call of `step()` this is."""
         first = _first_param(optimizer)
         if first is not None and type(first) not in _REAL:
-            if isinstance(locate(first, [])[2], Unmeasurable) and _all_unmeasurable(optimizer):
+            if not is_within_reach(first) and not any(map(is_within_reach, _params(optimizer))):
                 return Kind.NOT_SEEN
-        elif first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
+        if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
             self._session.tell("step not recorded", which="it was captured into a CUDA graph", optimizer=optimizer)
             return Kind.NOT_SEEN
         found_inf = getattr(optimizer, "found_inf", None)
@@ -231,7 +240,13 @@ class Steps:
         if kind not in (Kind.COUNTED, Kind.RECORDED) or track.capture is None:
             return
         track.micro.clear()
-        taken = session.context.take(optimizer)
+        slots = track.capture.slots
+        taken = session.context.take(optimizer, slots)
+        if slots is not None:
+            if kind is Kind.RECORDED:
+                session.carry(slots)
+            else:
+                slots.take()
         taken["seconds"] = None if track.ended is None else now - track.ended - track.hooked
         finished = track.capture.after(optimizer) if kind is Kind.RECORDED else None
         track.completed += 1
@@ -324,10 +339,6 @@ def _held_twice(optimizer: Any) -> list[Any]:
     """Parameters that the groups list more than once, each once."""
     counts = Counter(map(id, params := _params(optimizer)))
     return list({id(param): param for param in params if counts[id(param)] > 1}.values())
-
-
-def _all_unmeasurable(optimizer: Any) -> bool:
-    return all(isinstance(locate(param, [])[2], Unmeasurable) for param in _params(optimizer))
 
 
 def _differs_from_zero(rate: Any) -> bool:

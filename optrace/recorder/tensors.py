@@ -71,13 +71,13 @@ def locate(tensor: torch.Tensor, keep: list[Any]) -> Found:
             try:
                 address = tensor.data_ptr()
             except RuntimeError as error:  # functorch wrappers look like plain tensors and have no storage
-                return 0, 0, Unmeasurable(_first_line(error))
+                return 0, 0, Unmeasurable(first_line(error))
             numel = tensor.numel()
             return address, numel + numel if dtype in COMPLEX else numel, dtype
     try:
         return _locate_slowly(tensor, keep)
     except Exception as error:
-        return 0, 0, Unmeasurable(f"{type(tensor).__name__}: {_first_line(error)}")
+        return 0, 0, Unmeasurable(f"{type(tensor).__name__}: {first_line(error)}")
 
 
 @contextmanager
@@ -95,17 +95,9 @@ def quiet_torch() -> Iterator[None]:
 
 def _locate_slowly(tensor: torch.Tensor, keep: list[Any]) -> Found:
     with quiet_torch():
-        local, place = _unwrap(tensor)
+        local, place = plain_strided(tensor)
         if isinstance(local, Unmeasurable):
             return 0, 0, local
-        if local.is_meta:
-            return 0, 0, Unmeasurable("it is on the meta device and has no values")
-        local = local.detach()
-        if local.is_quantized:
-            local = local.dequantize()
-        if local.layout is not _STRIDED:
-            local = (local.coalesce() if local.layout is torch.sparse_coo else local).to_dense()
-        local = local.resolve_conj().resolve_neg()
         if not local.is_cpu:
             local = local.cpu()
         if local.dtype not in CODES:
@@ -120,6 +112,34 @@ def _locate_slowly(tensor: torch.Tensor, keep: list[Any]) -> Found:
             kind = place(local.dtype, factor)
             keep.append(kind)
         return local.data_ptr(), local.numel() * factor, kind
+
+
+def plain_strided(tensor: torch.Tensor) -> tuple[torch.Tensor | Unmeasurable, Place | None]:
+    """The values of any tensor as a plain strided one on its own device, and, of a shard, which piece it is.
+
+    Sparse and quantised tensors are made dense, conjugations and negations done. Call it within `quiet_torch`.
+    """
+    local, place = _unwrap(tensor)
+    if isinstance(local, Unmeasurable):
+        return local, None
+    if local.is_meta:
+        return Unmeasurable("it is on the meta device and has no values"), None
+    local = local.detach()
+    if local.is_quantized:
+        local = local.dequantize()
+    if local.layout is not _STRIDED:
+        local = (local.coalesce() if local.layout is torch.sparse_coo else local).to_dense()
+    return local.resolve_conj().resolve_neg(), place
+
+
+def is_within_reach(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of any kind has values that can be measured; nothing is copied."""
+    try:
+        with quiet_torch():
+            local, _ = _unwrap(tensor)
+            return not isinstance(local, Unmeasurable) and not local.is_meta
+    except Exception:
+        return False
 
 
 def _unwrap(tensor: torch.Tensor) -> tuple[torch.Tensor | Unmeasurable, Place | None]:
@@ -166,6 +186,7 @@ def bytes_at(address: int, count: int) -> Any:
     return (ctypes.c_ubyte * count).from_address(address) if count else b""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or else its class."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
