@@ -12,6 +12,7 @@ from browser import chromium
 from torch import nn
 
 import optrace
+from optrace.views.html.series import read_grid
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 
@@ -189,6 +190,19 @@ def test_one_run_shows_ratios_groups_clips_and_dead_parameters(one, runs):
     assert any(row.startswith("unused") and "dead: never a gradient" in row for row in health)
     assert "momentum" in one.text(".groups")
     assert "30 clips" in one.text("main")
+
+
+def test_norms_of_what_has_nothing_finite_are_gaps_and_not_zeros(tmp_path):
+    param = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    with optrace.record(tmp_path / "run", quiet=True):
+        for grad in ([1.0, 2.0], [float("inf"), 2.0], [float("nan"), float("inf")], [1.0, 1.0]):
+            param.grad = torch.tensor(grad)
+            optimizer.step()
+    trace = optrace.open(tmp_path / "run")
+    grid = read_grid(trace, 0, trace.params["param"].tolist(), np.arange(1, 5), compare=False)
+    assert np.array_equal(grid.l2["grad"][0], [5**0.5, 2.0, np.nan, 2**0.5], equal_nan=True)
+    assert grid.n_bad[0].tolist() == [0, 2, 4, 2]  # of gradient and parameter together
 
 
 def test_page_follows_the_colour_scheme(browser, runs, tmp_path):

@@ -63,7 +63,7 @@
     if (at < 0) return;
     const z = row(maps[name], i)[at] / 50;
     let size;
-    if (!Number.isFinite(z)) size = "no row";
+    if (!Number.isFinite(z)) size = "no row, or nothing finite in it";
     else if (pair) size = z === EQUAL ? `${name} is bitwise equal` : `${name} differs by ${(10 ** z).toPrecision(2)} of its size`;
     else size = z === EQUAL ? "does not move" : `moves by ${(10 ** z).toPrecision(2)} of its size`;
     byId("hover").textContent = `step ${step}, ${data.labels[i]}: ${size}`;
@@ -79,16 +79,17 @@
       hovertemplate: "%{y}<br>step %{x}<extra></extra>", hoverongaps: true,
       colorbar: { thickness: 14, tickvals: ticks, ticktext: ticks.map((t) => `1e${t}`), outlinewidth: 0,
         title: { text: pair ? "relative<br>difference" : "update /<br>weight" } } }];
-    if (data.first && pair)
-      traces.push({ type: "scatter", mode: "markers", x: [data.first[1]], y: [labels[data.first[0]]], hoverinfo: "skip", cliponaxis: false,
-        marker: { symbol: "square-open", size: 13, color: css("--b"), line: { width: 3, color: css("--b") } } });
+    if (data.first && pair)  // white within black: seen on every colour of the map
+      for (const [color, width] of [["#000000", 5], ["#ffffff", 2]])
+        traces.push({ type: "scatter", mode: "markers", x: [data.first[1]], y: [labels[data.first[0]]], hoverinfo: "skip", cliponaxis: false,
+          marker: { symbol: "square-open", size: 14, color, line: { width, color } } });
     const height = Math.max(260, Math.min(900, 120 + 18 * data.labels.length));
     await plot(byId("map"), traces, layout({ height, margin: { l: 10, r: 10, t: 34, b: 40 },
       xaxis: { range: [data.steps[0] - 0.5, data.steps[data.steps.length - 1] + 0.5] },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--text") },
       yaxis: { automargin: true, autorange: "reversed", type: "category", ticks: "" },
       shapes: pair && data.first_step !== null ? [{ type: "line", x0: data.first_step, x1: data.first_step, yref: "paper",
-        y0: 0, y1: 1, line: { color: css("--b"), width: 1, dash: "dot" } }] : [] }), { ...config, displayModeBar: true });
+        y0: 0, y1: 1, line: { color: css("--text"), width: 1, dash: "dot" } }] : [] }), { ...config, displayModeBar: true });
   }
 
   async function drawNorms() {

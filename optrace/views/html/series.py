@@ -21,7 +21,7 @@ class Grid:
     params: tuple[str, ...]
     steps: npt.NDArray[np.int64]
     l2: dict[str, Floats]
-    """By quantity: `param`, `grad`, `update`, `state.<key>` of several elements."""
+    """By quantity: `param`, `grad`, `update`, `state.<key>` of several elements; NaN, too, where none is finite."""
     n_zero: Floats
     """Zeros in `update`."""
     n_bad: Floats
@@ -72,7 +72,8 @@ def read_grid(
             if kind.startswith("state."):
                 if not len(sizes) or sizes.max() <= 1:
                     continue
-            l2.setdefault(kind, np.full(shape, np.nan))[at] = values["l2"][chosen]
+            finite = (values["n_nan"] + values["n_inf"])[chosen] < np.maximum(sizes, 1)
+            l2.setdefault(kind, np.full(shape, np.nan))[at] = np.where(finite, values["l2"][chosen], np.nan)
             if kind == "update":
                 n_zero[at] = np.where(values["n_zero"][chosen] < 0, np.nan, values["n_zero"][chosen])
             if kind == "param":
