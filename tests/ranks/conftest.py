@@ -1,8 +1,9 @@
-"""Runs the programs of this folder once: one launch for each number of processes, and the single process."""
+"""Runs the programs of this folder once: their ranks are forked from one process that has torch imported."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,51 +23,58 @@ FAULTS = (
 ).split()
 
 
-def launch(program, processes, *args, check=True):
-    """Run a program of this folder on so many gloo processes."""
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """`launch(program, processes, folder, *arguments)` runs a program of this folder on so many gloo processes."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OPTRACE_", "PYTEST", "PYTHON"))}
-    command = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *command, str(HERE / program), *map(str, args)],
-        env={**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
-        cwd=args[0],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0 or not check, done.stderr[-4000:]
-    return done
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    errors = tmp_path_factory.mktemp("launch") / "stderr"
+    with (
+        errors.open("w") as written,
+        subprocess.Popen(
+            [sys.executable, str(HERE / "forked.py")],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=written,
+            text=True,
+        ) as server,
+    ):
+
+        def ask(program, processes, out, *arguments, well=True):
+            words = [program, processes, out, *arguments]
+            server.stdin.write(shlex.join(map(str, words)) + "\n")
+            server.stdin.flush()
+            answer = server.stdout.readline().strip()
+            assert answer == ("ok" if well else "failed"), errors.read_text()[-6000:]
+
+        yield ask
+        server.stdin.close()
 
 
 @pytest.fixture(scope="session")
-def layouts(tmp_path_factory):
+def layouts(launch, tmp_path_factory):
     """A folder with one run for each layout: `single`, `ddp-2`, `fsdp2-4` ..."""
     out = tmp_path_factory.mktemp("layouts")
-    subprocess.run(
-        [sys.executable, str(HERE / "single.py"), str(out), str(STEPS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-    )
+    launch("single", 1, out, STEPS)
     for processes, names in LAYOUTS.items():
-        launch("layouts.py", processes, out, STEPS, *names)
+        launch("layouts", processes, out, STEPS, *names)
     return out
 
 
 @pytest.fixture(scope="session")
-def faults(tmp_path_factory):
+def faults(launch, tmp_path_factory):
     """A folder with one run of two ranks for each fault."""
     out = tmp_path_factory.mktemp("faults")
-    launch("faults.py", 2, out, *FAULTS)
+    launch("faults", 2, out, *FAULTS)
     return out
 
 
 @pytest.fixture(scope="session")
-def killed(tmp_path_factory):
+def killed(launch, tmp_path_factory):
     """A run of two ranks of which rank 1 was killed with -9 in its third step."""
     out = tmp_path_factory.mktemp("killed")
-    done = launch("faults.py", 2, out, "killed", check=False)
-    assert done.returncode != 0
+    launch("faults", 2, out, "killed", well=False)
     return out / "killed"
 
 

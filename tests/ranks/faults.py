@@ -1,10 +1,9 @@
-"""Trains on two ranks with one fault injected at a time: `torchrun faults.py OUT FAULT...`, a run a fault."""
+"""Trains on two ranks with one fault injected at a time, a run a fault."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -79,20 +78,15 @@ def run(fault, model, wrapped, optimizer, by_hand):
             os.kill(os.getpid(), signal.SIGKILL)
         optimizer.step()
         if fault == "killed" and step == 3:
-            time.sleep(60)  # until torchrun ends this rank, too
+            time.sleep(60)  # until this rank is ended, too
 
 
-def main():
-    torch.set_num_threads(1)
-    out, faults = Path(sys.argv[1]), sys.argv[2:]
+def main(out: Path, arguments: list[str]) -> None:
+    """Write a run into `out` for each fault that is named."""
     dist.init_process_group("gloo")
-    for fault in faults:
+    for fault in arguments:
         prepared = prepare(fault)
         with optrace.record(out / fault):
             run(fault, *prepared)
         dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

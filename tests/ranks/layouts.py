@@ -1,8 +1,7 @@
-"""Trains the transformer in the layouts that are named: `torchrun layouts.py OUT STEPS LAYOUT...`, a run a layout."""
+"""Trains the transformer in the layouts that are named, a run a layout."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -61,9 +60,9 @@ def build(layout):
     return model, torch.optim.AdamW(model.parameters(), **OPTIONS), share
 
 
-def main():
-    torch.set_num_threads(1)
-    out, steps, layouts = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+def main(out: Path, arguments: list[str]) -> None:
+    """Write the runs into `out`; arguments are the number of steps and the layouts."""
+    steps, layouts = int(arguments[0]), arguments[1:]
     dist.init_process_group("gloo")
     for layout in layouts:
         model, optimizer, share = build(layout)
@@ -75,7 +74,3 @@ def main():
                 optimizer.step()
         dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
