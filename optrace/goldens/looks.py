@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optrace.goldens.drive import drive
-from optrace.goldens.mistakes import Mistake, mistakes, pairs
+from optrace.goldens.mistakes import Mistake, mistakes, pairs, right
 from optrace.goldens.report import Look
 from optrace.goldens.tolerance import Scale, errors
 from optrace.reference.arithmetic import rounding
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from optrace.goldens.check import Run
 
 SLACK = 4.0
-"""Times the tolerance: both the candidate's numbers and the mistake's are rounded."""
+"""Times the tolerance: both the candidate's numbers and the mistake's are rounded. Where torch's own rule comes that
+close to the candidate too (Muon, whose tolerances are wide), it would name anything: there it is 1."""
 MOST = 3
 
 
@@ -32,24 +33,21 @@ def looks_like(name: str, rule: str, runs: Sequence[Run]) -> tuple[Look, ...]:
     agreeing = _best_dtype([run for run in runs if run.result.verdict == "same"])
     if not differing or rule == "lbfgs":
         return ()
-    n_steps = sum(run.golden.steps for run in agreeing)
-    found: list[tuple[Mistake, list[Run]]] = []
-    for group in (mistakes(rule), pairs(rule)):
-        for mistake in group:
-            explained = _explained(mistake, differing)
-            if explained and (not n_steps or all(_reproduces(mistake, run) for run in agreeing)):
-                found.append((mistake, explained))
-        if any(len(explained) == len(differing) for _, explained in found):
-            break
-    if not found:
-        return ()
-    most = max(len(explained) for _, explained in found)
-    best = [(mistake, explained) for mistake, explained in found if len(explained) == most]
-    if most == len(differing):
-        best = _simplest(best)
-    else:
-        best = sorted(found, key=lambda pair: -len(pair[1]))
-    return tuple(_look(name, rule, *pair, len(differing)) for pair in best[:MOST])
+    slack = 1.0 if any(_reproduces(right(rule), run, SLACK) for run in differing) else SLACK
+    groups = [list(mistakes(rule)), list(pairs(rule))]
+    for group in groups:
+        whole = [m for m in group if _explains_all(m, differing, slack) and _explains_all(m, agreeing, slack)]
+        if whole:
+            best = _simplest([(mistake, list(differing)) for mistake in whole])
+            return tuple(_look(name, rule, *pair, len(differing)) for pair in best[:MOST])
+    found = [(mistake, _explained(mistake, differing, slack)) for group in groups for mistake in group]
+    found = [pair for pair in found if pair[1] and _explains_all(pair[0], agreeing, slack)]
+    found.sort(key=lambda pair: -len(pair[1]))
+    return tuple(_look(name, rule, *pair, len(differing)) for pair in found[:MOST])
+
+
+def _explains_all(mistake: Mistake, runs: Sequence[Run], slack: float) -> bool:
+    return all(_reproduces(mistake, run, slack) for run in runs)
 
 
 def _best_dtype(runs: Sequence[Run]) -> list[Run]:
@@ -58,17 +56,16 @@ def _best_dtype(runs: Sequence[Run]) -> list[Run]:
     return wide or list(runs)
 
 
-def _explained(mistake: Mistake, differing: Sequence[Run]) -> list[Run]:
-    first = _reproduces(mistake, differing[0])
-    if not first and len(differing) > 1 and not _reproduces(mistake, differing[-1]):
-        middle = differing[1:-1]
-        return [run for run in middle if _reproduces(mistake, run)] if mistake.switches is None else []
-    return [run for run in differing if _reproduces(mistake, run)]
+def _explained(mistake: Mistake, differing: Sequence[Run], slack: float) -> list[Run]:
+    ends = [run for run in (differing[0], differing[-1]) if _reproduces(mistake, run, slack)]
+    if not ends and mistake.switches is not None:
+        return []
+    return [run for run in differing if _reproduces(mistake, run, slack)]
 
 
-def _reproduces(mistake: Mistake, run: Run) -> bool:
+def _reproduces(mistake: Mistake, run: Run, slack: float) -> bool:
     """Whether the mistake gives the candidate's parameters in this case, as far as it came."""
-    tolerance = SLACK * run.golden.tolerance_free
+    tolerance = slack * run.golden.tolerance_free
     eps = float(np.finfo(run.golden.dtype).eps)
     scales = {param: Scale(values) for param, values in run.golden.at(0, "param").items()}
     try:

@@ -51,6 +51,12 @@ class VariantMistake(Mistake):
         return self.variant.words(hyper)
 
 
+def right(rule: str) -> Mistake:
+    """No mistake: torch's rule."""
+    step = RULES[rule].step
+    return Mistake("", "", "", "", "", lambda golden: RuleDriver(step, "sparse" in golden.notes))
+
+
 def mistakes(rule: str) -> Iterator[Mistake]:
     """All that are known of a rule, the commonest first."""
     for variant in VARIANTS.get(rule, ()):
@@ -84,25 +90,14 @@ def pairs(rule: str) -> Iterator[Mistake]:
             yield _of_variant(joined)
 
 
-_ONLY_WITH = {"nesterov-minus": "nesterov", "nesterov-twice": "nesterov", "amsgrad-corrected": "amsgrad"}
-"""Variants of what an option does: where the group has it off, the rule is as it should be."""
-
-
 def _of_variant(variant: Variant) -> Mistake:
-    option = _ONLY_WITH.get(variant.name)
-
-    def step(param: Array, grad: Any, state: Mapping[str, Any], hyper: Mapping[str, Any]) -> tuple[Any, Any]:
-        if option is not None and not hyper.get(option):
-            return FAMILIES[variant.rule](param, grad, state, hyper, {})
-        return variant.step(param, grad, state, hyper)
-
     return VariantMistake(
         variant.name,
         variant.code,
         variant.does,
         variant.torch_does,
         variant.mend,
-        lambda golden: RuleDriver(step, "sparse" in golden.notes),
+        lambda golden: RuleDriver(variant.step, "sparse" in golden.notes),
         variant.switches,
         variant,
     )

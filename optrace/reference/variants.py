@@ -6,54 +6,11 @@ templates over the group's options; `{rest_momentum}` stands for 1 - momentum, l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from optrace.reference.arithmetic import Array
-from optrace.reference.families import FAMILIES
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One mistake in one rule."""
-
-    rule: str
-    name: str
-    code: str
-    """Of the cause, `rule-...` or `step-counter`."""
-    does: str
-    """What the implementation does; follows its name: `averages the gradient, buf = ...`."""
-    torch_does: str
-    """What torch does; follows torch's name."""
-    mend: str
-    """What to change in the implementation."""
-    switches: Mapping[str, Any]
-
-    def step(
-        self, param: Array, grad: Array | None, state: Mapping[str, Any], hyper: Mapping[str, Any]
-    ) -> tuple[Array, dict[str, Any]]:
-        """One step of the mistaken rule; shapes and dtypes as in `Rule.step`."""
-        return FAMILIES[self.rule](param, grad, state, hyper, self.switches)
-
-    def words(self, hyper: Mapping[str, Any]) -> tuple[str, str, str]:
-        """`does`, `torch_does` and `mend` with the options' numbers filled in."""
-        numbers = _numbers(hyper)
-        return self.does.format_map(numbers), self.torch_does.format_map(numbers), self.mend.format_map(numbers)
-
-
-class _Numbers(dict[str, str]):
-    def __missing__(self, key: str) -> str:
-        return key
-
-
-def _numbers(hyper: Mapping[str, Any]) -> _Numbers:
-    numbers = _Numbers({k: f"{v:.10g}" if isinstance(v, int | float) else str(v) for k, v in hyper.items()})
-    if isinstance(hyper.get("momentum"), int | float):
-        numbers["rest_momentum"] = f"{1 - hyper['momentum']:.10g}"
-    for i, beta in enumerate(hyper.get("betas") or (), 1):
-        numbers[f"beta{i}"], numbers[f"rest_beta{i}"] = f"{beta:.10g}", f"{1 - beta:.10g}"
-    return numbers
+from optrace.reference.variant import EPS_WORDS, Variant, common, decays, eps
+from optrace.reference.variants_adam import ADAMAX, NADAM, RADAM
+from optrace.reference.variants_other import ADADELTA, ADAFACTOR, MUON, RPROP
 
 
 def _sgd(name: str, code: str, does: str, torch_does: str, mend: str, **switches: Any) -> Variant:
@@ -129,94 +86,6 @@ _SGD = (
 )
 
 
-def _decays(rule: str, coupled: bool) -> tuple[Variant, ...]:
-    coupled_words = "adds it to the gradient, g = g + {weight_decay}*p"
-    decoupled_words = "shrinks the parameter, p = p*(1 - lr*{weight_decay})"
-    torch_does = coupled_words if coupled else decoupled_words
-    kinds = [
-        (
-            "decay-missing",
-            "rule-decay-missing",
-            "applies no weight decay",
-            "missing",
-            "apply weight_decay={weight_decay}",
-        ),
-        (
-            "decay-after-update",
-            "rule-decay-order",
-            "decays the parameter after the update",
-            "after-update",
-            "apply weight decay before the update",
-        ),
-        (
-            "decay-without-lr",
-            "rule-decay-coupling",
-            "shrinks the parameter without lr, p = p*(1 - {weight_decay})",
-            "without-lr",
-            "multiply the decay by lr" if not coupled else "add weight_decay*p to the gradient",
-        ),
-        (
-            "decay-wrong-sign",
-            "rule-sign",
-            "subtracts the decay from the gradient, g = g - {weight_decay}*p",
-            "wrong-sign",
-            "add weight_decay*p to the gradient" if coupled else "shrink the parameter by lr*weight_decay",
-        ),
-    ]
-    if coupled:
-        kinds += [
-            ("decoupled", "rule-decay-coupling", decoupled_words, "decoupled", "add weight_decay*p to the gradient"),
-        ]
-    else:
-        kinds += [
-            ("coupled", "rule-decay-coupling", coupled_words, "coupled", "shrink the parameter by lr*weight_decay"),
-        ]
-    return tuple(
-        Variant(rule, name, code, does, torch_does, mend, {"decay": switch}) for name, code, does, switch, mend in kinds
-    )
-
-
-def _common(rule: str) -> tuple[Variant, ...]:
-    return (
-        Variant(
-            rule,
-            "ascends",
-            "rule-sign",
-            "uses the gradient with the other sign",
-            "moves against the gradient (with it if maximize)",
-            "change the sign of the gradient",
-            {"sign": -1.0},
-        ),
-        Variant(
-            rule,
-            "none-as-zero",
-            "rule-none-grad",
-            "treats a gradient that is None as zeros, so that decay and momentum still act",
-            "skips the parameter",
-            "skip parameters whose grad is None",
-            {"none_grad": "zero"},
-        ),
-        Variant(
-            rule,
-            "none-decays",
-            "rule-none-grad",
-            "decays parameters whose gradient is None",
-            "skips them",
-            "skip parameters whose grad is None, weight decay and all",
-            {"none_grad": "decay"},
-        ),
-    )
-
-
-_EPS_WORDS = "adds eps after the root, sqrt(v_hat) + eps"
-
-
-def _eps(rule: str, name: str, does: str) -> Variant:
-    return Variant(
-        rule, f"eps-{name}", "rule-eps", does, _EPS_WORDS, "use sqrt(v_hat) + eps as the divisor", {"eps": name}
-    )
-
-
 def _adam(rule: str) -> tuple[Variant, ...]:
     corrected = "divides the first moment by 1 - beta1^t and the second by 1 - beta2^t"
     mend_bias = "divide m by (1 - {beta1}**t) and v by (1 - {beta2}**t)"
@@ -227,12 +96,12 @@ def _adam(rule: str) -> tuple[Variant, ...]:
     uses = "uses betas ({beta1}, {beta2}) for the gradient and its square"
     counts = "counts from 1 at the parameter's first step"
     return (
-        _eps(rule, "inside", "adds eps inside the root, sqrt(v_hat + eps)"),
-        _eps(
+        eps(rule, "inside", "adds eps inside the root, sqrt(v_hat + eps)"),
+        eps(
             rule, "inside-uncorrected", "adds eps inside the root before bias correction, sqrt((v + eps)/(1 - beta2^t))"
         ),
-        _eps(rule, "before-correction", "adds eps before bias correction, (sqrt(v) + eps)/sqrt(1 - beta2^t)"),
-        _eps(rule, "missing", "divides by sqrt(v_hat) alone"),
+        eps(rule, "before-correction", "adds eps before bias correction, (sqrt(v) + eps)/sqrt(1 - beta2^t)"),
+        eps(rule, "missing", "divides by sqrt(v_hat) alone"),
         make("no-correction", "rule-bias-correction", "corrects no bias", corrected, mend_bias, bias="none"),
         make(
             "first-corrected",
@@ -300,7 +169,7 @@ def _adam(rule: str) -> tuple[Variant, ...]:
             "no-root",
             "rule-unknown",
             "divides by v_hat, not by its root",
-            _EPS_WORDS,
+            EPS_WORDS,
             "take the square root",
             root="missing",
         ),
@@ -320,8 +189,8 @@ def _rmsprop() -> tuple[Variant, ...]:
         return Variant("rmsprop", name, code, does, torch_does, mend, switches)
 
     return (
-        _eps("rmsprop", "inside", "adds eps inside the root, sqrt(v + eps)"),
-        _eps("rmsprop", "missing", "divides by sqrt(v) alone"),
+        eps("rmsprop", "inside", "adds eps inside the root, sqrt(v + eps)"),
+        eps("rmsprop", "missing", "divides by sqrt(v) alone"),
         make(
             "share-exchanged",
             "rule-betas",
@@ -358,8 +227,8 @@ def _adagrad() -> tuple[Variant, ...]:
 
     decays = "divides lr by 1 + (t - 1)*lr_decay"
     return (
-        _eps("adagrad", "inside", "adds eps inside the root, sqrt(sum + eps)"),
-        _eps("adagrad", "missing", "divides by sqrt(sum) alone"),
+        eps("adagrad", "inside", "adds eps inside the root, sqrt(sum + eps)"),
+        eps("adagrad", "missing", "divides by sqrt(sum) alone"),
         make(
             "lr-decay-early", "divides lr by 1 + t*lr_decay", decays, "count lr_decay from t - 1", lr_decay="from-one"
         ),
@@ -368,10 +237,19 @@ def _adagrad() -> tuple[Variant, ...]:
 
 
 VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "sgd": (*_SGD, *_decays("sgd", coupled=True), *_common("sgd")),
-    "adam": (*_adam("adam"), *_decays("adam", coupled=True), *_common("adam")),
-    "adamw": (*_adam("adamw"), *_decays("adamw", coupled=False), *_common("adamw")),
-    "rmsprop": (*_rmsprop(), *_decays("rmsprop", coupled=True), *_common("rmsprop")),
-    "adagrad": (*_adagrad(), *_decays("adagrad", coupled=True), *_common("adagrad")),
+    "sgd": (*_SGD, *decays("sgd", coupled=True), *common("sgd")),
+    "adam": (*_adam("adam"), *decays("adam", coupled=True), *common("adam")),
+    "adamw": (*_adam("adamw"), *decays("adamw", coupled=False), *common("adamw")),
+    "adamax": (*ADAMAX, *decays("adamax", coupled=True), *common("adamax")),
+    "nadam": (*NADAM, *decays("nadam", coupled=True), *common("nadam")),
+    "radam": (*RADAM, *decays("radam", coupled=True), *common("radam")),
+    "rmsprop": (*_rmsprop(), *decays("rmsprop", coupled=True), *common("rmsprop")),
+    "adagrad": (*_adagrad(), *decays("adagrad", coupled=True), *common("adagrad")),
+    "adadelta": (*ADADELTA, *decays("adadelta", coupled=True), *common("adadelta")),
+    "rprop": (*RPROP, *common("rprop")[:2]),
+    "adafactor": (*ADAFACTOR, *decays("adafactor", coupled=False), *common("adafactor")),
+    "muon": (*MUON, *decays("muon", coupled=False), *common("muon")),
 }
 """rule -> its variants, the commonest mistakes first."""
+
+__all__ = ["VARIANTS", "Variant"]

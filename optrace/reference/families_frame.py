@@ -1,0 +1,100 @@
+"""What the families of mistaken rules share: types, the gradient, weight decay in its right and wrong places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from optrace.reference.arithmetic import Array
+
+State = Mapping[str, Any]
+Hyper = Mapping[str, Any]
+Switches = Mapping[str, Any]
+Result = tuple[Array, dict[str, Any]]
+Family = Callable[[Array, Array | None, State, Hyper, Switches], Result]
+
+
+def wide(array: Any) -> Array:
+    """As float64."""
+    return np.asarray(array, dtype=np.float64)
+
+
+def idle(param: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
+    """A step without a gradient: nothing, or weight decay alone."""
+    if switches.get("none_grad") != "decay":
+        return param, dict(state)
+    shrunk = wide(param) * (1 - hyper["lr"] * hyper.get("weight_decay", 0.0))
+    return shrunk.astype(param.dtype), dict(state)
+
+
+def gradient(param: Array, grad: Array | None, hyper: Hyper, switches: Switches) -> Array | None:
+    """The gradient as float64, negated where asked; None: the parameter is skipped."""
+    if grad is None:
+        if switches.get("none_grad", "skip") != "zero":
+            return None
+        grad = np.zeros_like(param)
+    g = wide(grad)
+    if hyper.get("maximize"):
+        g = -g
+    return cast(Array, g * switches.get("sign", 1.0))
+
+
+def decay_before(p: Array, g: Array, hyper: Hyper, kind: str) -> tuple[Array, Array]:
+    """Weight decay that acts before the rule: on the gradient (coupled) or on the parameter (decoupled)."""
+    decay = hyper.get("weight_decay", 0.0)
+    if not decay:
+        return p, g
+    if kind == "coupled":
+        return p, g + decay * p
+    if kind == "decoupled":
+        return p * (1 - hyper["lr"] * decay), g
+    if kind == "without-lr":
+        return p * (1 - decay), g
+    if kind == "wrong-sign":
+        return p, g - decay * p
+    return p, g
+
+
+def decay_after(old: Array, new: Array, hyper: Hyper, kind: str) -> Array:
+    """Weight decay that acts after the rule has moved the parameter."""
+    decay = hyper.get("weight_decay", 0.0)
+    if decay and kind == "after-update":
+        return cast(Array, new - hyper["lr"] * decay * new)
+    if decay and kind == "after-momentum":
+        return cast(Array, new - hyper["lr"] * decay * old)
+    return new
+
+
+def moments(
+    g: Array, state: State, hyper: Hyper, switches: Switches
+) -> tuple[float, float, float, Array, Array, dict[str, Any]]:
+    """Both betas, t, and the two running averages of Adam and its relatives, also as the state to keep.
+
+    Switches: betas (torch, swapped, first-for-both, second-for-both, exchanged-shares), counter (added to t, at least
+    1), square (squared, absolute).
+    """
+    first, second = (float(b) for b in hyper["betas"])
+    first, second = {
+        "torch": (first, second),
+        "swapped": (second, first),
+        "first-for-both": (first, first),
+        "second-for-both": (second, second),
+        "exchanged-shares": (1 - first, 1 - second),
+    }[switches.get("betas", "torch")]
+    t = float(state.get("step", 0.0)) + 1
+    m = first * wide(state.get("exp_avg", 0.0)) + (1 - first) * g
+    v = second * wide(state.get("exp_avg_sq", 0.0)) + (1 - second) * (np.abs(g) if switches.get("square") else g * g)
+    kept: dict[str, Any] = {"step": np.float64(t), "exp_avg": m, "exp_avg_sq": v}
+    return first, second, max(t + switches.get("counter", 0), 1.0), m, v, kept
+
+
+def decay_kind(hyper: Hyper, switches: Switches) -> str:
+    """Where weight decay acts: as the switch says, else as the option `decoupled_weight_decay` does."""
+    return str(switches.get("decay") or ("decoupled" if hyper.get("decoupled_weight_decay") else "coupled"))
+
+
+def rounded(param: Array, new: Array, kept: Mapping[str, Any]) -> Result:
+    """The new parameter and its state in the parameter's dtype."""
+    return new.astype(param.dtype), {key: np.asarray(value).astype(param.dtype) for key, value in kept.items()}
