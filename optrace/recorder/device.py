@@ -26,7 +26,6 @@ NVIDIA chips, torch's operators and everything else are run with `HostDevice`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -193,8 +192,6 @@ class _Here:
         return self._results.numpy()
 
 
-Tell = Callable[[str, str], None]
-
 _known: dict[int, CudaDevice] = {}
 
 
@@ -207,8 +204,3 @@ def cuda_device(tensor: Any) -> CudaDevice | None:
     if index not in _known:
         _known[index] = CudaDevice(torch.device("cuda", index))
     return _known[index]
-
-
-def first_device(tensors: Sequence[Any]) -> CudaDevice | None:
-    """The CUDA device of the first tensor."""
-    return cuda_device(tensors[0]) if tensors else None

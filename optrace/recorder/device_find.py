@@ -130,7 +130,7 @@ class DeviceFinder(Finder):
         """As `Finder`, for one device."""
         super().__init__(inventory, wanted, tell_once)
         self._device = device
-        self._last: Located | None = None
+        self._last: tuple[list[int], list[Kind]] | None = None
 
     def _params_at(self, params: list[torch.Tensor], keep: list[Any]) -> tuple[Located, dict[int, str]]:
         located = Located.of([locate_on(self._device, param, keep) for param in params])
@@ -138,9 +138,10 @@ class DeviceFinder(Finder):
             located.kinds = self._pieces(params, params, located)
         blind = {i: kind.reason for i, kind in enumerate(located.kinds) if isinstance(kind, Unmeasurable)}
         if not blind:
-            if self._last is not None and not self._last.like(located):
+            seen = located.numels, [as_recorded(kind) for kind in located.kinds]
+            if self._last is not None and self._last != seen:
                 self.changed = True
-            self._last = located
+            self._last = seen
         return located, blind
 
     def grads(self, params: list[torch.Tensor], keep: list[Any], scale: torch.Tensor | None) -> Located:

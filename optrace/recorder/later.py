@@ -90,10 +90,10 @@ class Later:
     def put(self, waiting: Waiting | None, write: Callable[[Tensors | None], None]) -> None:
         """Have a step written when its rows are there; None: it waits for the steps before it only."""
         self._steps.append((waiting, write))
-        self.write(len(self._steps) - MOST)
+        self.write(max(len(self._steps) - MOST, 0))
 
     def write(self, wait_for: int = 0) -> None:
-        """Write the steps whose rows have arrived, and `wait_for` steps (negative: none) if they have not."""
+        """Write the steps whose rows have arrived, and the first `wait_for` steps if they have not."""
         while self._steps:
             waiting, write = self._steps[0]
             if waiting is not None and wait_for <= 0 and not waiting.ready():

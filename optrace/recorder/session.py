@@ -474,7 +474,6 @@ class Session:
             self._put(step, index, groups, tensors if waiting is None else found, row, known)
 
         self._later.put(waiting, write)
-        self._later.write()
 
     def _put(
         self,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from measuring_on import TritonOnHost, layout_of, measure_on
 
+import optrace.recorder
 from optrace.recorder import device_ops
 from optrace.recorder.device import HostDevice
 from optrace.recorder.device_table import RESULT
@@ -163,7 +164,9 @@ def test_other_addresses_are_measured_without_making_anything_ready_again(device
         assert_same_rows(rows, run(job(m.STAT, "float32", values), 1), 3000)
 
 
-def test_torch_measures_where_triton_cannot() -> None:
+def test_torch_measures_where_triton_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(optrace.recorder, "device_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "optrace.recorder.device_kernel", None)
     values, told = tensor("float32", 50), []
     rows = measure_on(TritonOnHost(), job(m.STAT, "float32", values), 1, told)
     assert_same_rows(rows, run(job(m.STAT, "float32", values), 1), 50)
