@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.columns import BODY, Floats, Ints, Numbering, Rows, Side
+from optrace.compare.bodies import Body, Kept, Place, Words, blocks
+from optrace.compare.columns import Floats, Ints, Numbering, Rows, Side
 from optrace.compare.grid import Grid, after_name
 from optrace.compare.match import Cell
+from optrace.compare.threads import in_threads
 from optrace.compare.tolerance import (
     Statistics,
     Tolerance,
@@ -24,6 +27,8 @@ from optrace.trace.dtypes import eps_of, tiny_of
 BITWISE, VALUES, SAMPLES, STATISTICS = range(4)
 WORDS = ("bitwise", "values", "samples", "statistics")
 SLOTS = 16
+_SLICE = 4096
+"""Rows whose samples are compared at once: their arrays stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -60,91 +65,97 @@ class Errors:
     """Updates of which one side knows the sample only, and the samples agree: their fingerprints tell nothing."""
     unit: Floats
     """One eps of an element of usual size, as a share of rms(change); NaN where nothing changed."""
+    rms: Floats
+    """rms(change) of the tensor, of the side where it is larger."""
+    eps: Floats
+    """Of the coarser dtype."""
+    gap: Floats
+    """Largest |a - b| of the sampled elements; 0 without any."""
 
 
 VALUE, NONE, SHAPE = range(3)
 KIND_WORDS = ("value", "none", "shape")
 
 
-class _Body:
-    """Statistics and samples of a stretch, found by row of the grid."""
-
-    def __init__(self, side: Side, numbering: Numbering, head: Rows, needed: Ints) -> None:
-        needed = needed[needed >= 0]
-        steps, cells = head.step[needed], np.unique(head.cell[needed])
-        only = None
-        if len(cells) == 1:
-            cell = numbering.cells[int(cells[0])]
-            only = cell.param_a if side.is_a else cell.param_b
-        self.rows = side.load(int(steps.min()), int(steps.max()), BODY, param=only or None)
-        self.shape = (len(numbering.cells), len(numbering.quantities))
-        keys = self.rows.keys(*self.shape)
-        self.order = np.argsort(keys, kind="stable")
-        self.keys = keys[self.order]
-        self.head = head
-
-    def find(self, at: NDArray[np.int32]) -> Ints:
-        """Row of this body for each row of the grid; -1 for -1."""
-        safe = np.maximum(at, 0)
-        wanted = (self.head.step[safe] * self.shape[0] + self.head.cell[safe]) * self.shape[1]
-        wanted = wanted + self.head.quantity[safe]
-        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where((at >= 0) & (self.keys[place] == wanted), self.order[place], -1)
-
-    def sample(self, row: Ints) -> Floats:
-        """Samples [n, 16]; NaN where there is no row."""
-        return np.where(row[:, None] >= 0, self.rows.columns["sample"][row], np.nan)
-
-    def number(self, name: str, row: Ints) -> Floats:
-        """A column [n] as float64; NaN where there is no row."""
-        return np.where(row >= 0, self.rows.columns[name][row].astype(np.float64), np.nan)
-
-    def statistics(self, row: Ints) -> Statistics:
-        """Statistics of rows."""
-        names = ("numel", "mean", "l1", "l2", "min", "max", "n_nan", "n_inf")
-        return Statistics(*(self.number(name, row) for name in names))
-
-    @property
-    def dtypes(self) -> tuple[Ints, list[str]]:
-        """The column dtype, as codes into words."""
-        codes, words = self.rows.columns["dtype"]
-        return codes, words
-
-    def per_dtype(self, row: Ints, number: Any) -> Floats:
-        """A number of each row's dtype, [n]; NaN where there is no row."""
-        codes, words = self.dtypes
-        table = np.array([number(word) for word in words] or [np.nan])
-        return np.where(row >= 0, table[codes[row]] if len(codes) else np.nan, np.nan)
-
-
 def judge(
-    grid: Grid, side_a: Side, side_b: Side, numbering: Numbering, where: Sequence[Ints], tolerance: Tolerance
+    grid: Grid,
+    side_a: Side,
+    side_b: Side,
+    numbering: Numbering,
+    where: Sequence[Ints],
+    tolerance: Tolerance,
+    kept: Kept | None = None,
 ) -> Errors:
-    """Errors of the rows at `where` (steps, cells, quantities of the grid, [n] each), all of which differ."""
+    """Errors of the rows at `where` (steps, cells, quantities of the grid, [n] each), all of which differ.
+
+    What was recorded of them is read block by block of cells, by as many threads as there are cores, four at most.
+    `kept`: the same object for stretches that follow each other, so that their common step is read once.
+    """
     s, c, q = (np.asarray(part) for part in where)
-    at_a, at_b = grid.at_a[s, c, q], grid.at_b[s, c, q]
-    context = _Context(grid, s, c, q)
-    body_a = _Body(side_a, numbering, grid.rows_a, np.concatenate([at_a, *context.rows(grid.at_a, grid.before_a)]))
-    body_b = _Body(side_b, numbering, grid.rows_b, np.concatenate([at_b, *context.rows(grid.at_b, grid.before_b)]))
-    a, b = body_a.find(at_a), body_b.find(at_b)
-    sample_a, sample_b = body_a.sample(a), body_b.sample(b)
-    stat_a, stat_b = body_a.statistics(a), body_b.statistics(b)
-    from_a = context.scale(body_a, grid.at_a, grid.before_a, a)
-    from_b = context.scale(body_b, grid.at_b, grid.before_b, b)
+    kept = Kept() if kept is None else kept
+    before = kept.take()
+    errors = _nothing(len(s), kept.words)
+    last = int(grid.steps[-1])
+    sides = (
+        (side_a, grid.rows_a, grid.at_a, grid.before_a),
+        (side_b, grid.rows_b, grid.at_b, grid.before_b),
+    )
+
+    def block(cells: Ints) -> tuple[Rows, Rows]:
+        inside = np.zeros(len(numbering.cells), bool)
+        inside[cells] = True
+        own = np.flatnonzero(inside[c])
+        own = own[np.argsort(_small(q[own] * len(inside) + c[own]), kind="stable")]  # as they lie on disk
+        context = _Context(grid, s[own], c[own], q[own])
+        halves = []
+        for (side, head, at, earlier), old in zip(sides, before, strict=True):
+            places = context.places(at, earlier)
+            body = Body(side, numbering, head, inside, np.concatenate(places), kept.words, old)
+            halves.append(_Half(body, head.columns["present"][places[0]], *map(body.find, places)))
+        for start in range(0, len(own), _SLICE):
+            part = slice(start, start + _SLICE)
+            rows = own[part]
+            _judge_slice(
+                numbering, context.part(part), [half.part(part) for half in halves], tolerance.of(rows), errors, rows
+            )
+        return halves[0].body.last(last), halves[1].body.last(last)
+
+    every = list(blocks(numbering, (grid.rows_a, grid.rows_b), c))
+    for found in in_threads(block, every):
+        for parts, rows in zip(kept.parts, found, strict=True):
+            parts.append(rows)
+    return errors
+
+
+def _judge_slice(
+    numbering: Numbering,
+    context: _Context,
+    halves: Sequence[_Half],
+    tolerance: Tolerance,
+    errors: Errors,
+    rows: Ints,
+) -> None:
+    """Fill in the errors of some rows, few enough for the cache of a core."""
+    a, b = halves
+    from_a, from_b = context.scale(a), context.scale(b)
+    sample_a, sample_b, stat_a, stat_b = from_a.sample, from_b.sample, from_a.own, from_b.own
     magnitude = np.fmax(from_a.magnitude, from_b.magnitude)
     rms = np.fmax(from_a.rms, from_b.rms)
-    eps, tiny = _formats(numbering, context, c, (body_a, a), (body_b, b))
+    eps, tiny = _formats(numbering, context, a, b)
 
     valid = _valid(sample_a, stat_a) & _valid(sample_b, stat_b)
     raw, net = element_errors(sample_a, sample_b, magnitude, rms, eps, tiny, tolerance)
-    with np.errstate(invalid="ignore"):  # inf before the step on both sides
-        brought = np.where(context.is_state[:, None], np.abs(from_a.old - from_b.old), np.nan)
-    brought, _ = element_errors(np.zeros_like(brought), brought, magnitude, rms, eps, tiny, tolerance)
-    brought = np.where(np.isfinite(brought), brought, 0.0)
-    step, net = np.maximum(raw - brought, 0.0), np.maximum(net - brought, 0.0)
-    raw, net, step = (np.where(valid, errors, -1.0) for errors in (raw, net, step))
+    step = raw
+    if context.is_state.any():
+        with np.errstate(invalid="ignore"):  # inf before the step on both sides
+            brought = np.where(context.is_state[:, None], np.abs(from_a.old - from_b.old), np.nan)
+        brought, _ = element_errors(np.zeros_like(brought), brought, magnitude, rms, eps, tiny, Tolerance())
+        brought = np.where(np.isfinite(brought), brought, 0.0)
+        step, net = np.maximum(raw - brought, 0.0), np.maximum(net - brought, 0.0)
+    if not valid.all():
+        raw, net, step = (np.where(valid, part, -1.0) for part in (raw, net, step))
     slot = np.argmax(raw, axis=1)
-    each = np.arange(len(s))
+    each = np.arange(len(rows))
     sampled, sampled_net, sampled_step = raw[each, slot], net.max(axis=1), step.max(axis=1)
     with_samples = valid.any(axis=1)
     whole = with_samples & (stat_a.numel <= SLOTS) & (valid.sum(axis=1) == stat_a.numel)
@@ -153,36 +164,57 @@ def judge(
         stat_a, stat_b, from_a.statistics, from_b.statistics, rms, eps, tiny, tolerance
     )
     by_statistics = ~whole & (bound > np.maximum(sampled, 0.0))
-    best, best_net, best_step = (np.maximum(errors, 0.0) for errors in (sampled, sampled_net, sampled_step))
+    best, best_net, best_step = (np.maximum(part, 0.0) for part in (sampled, sampled_net, sampled_step))
     best = np.where(whole, best, np.maximum(best, bound))
     best_net = np.where(whole, best_net, np.maximum(best_net, bound_net))
     best_step = np.where(whole, best_step, np.maximum(best_step, bound))
     evidence = np.where(whole, VALUES, np.where(with_samples & ~by_statistics, SAMPLES, STATISTICS)).astype(np.int8)
 
-    there_a = grid.rows_a.columns["present"][at_a]
-    there_b = grid.rows_b.columns["present"][at_b]
-    kind = np.where(there_a != there_b, NONE, np.where(stat_a.numel != stat_b.numel, SHAPE, VALUE)).astype(np.int8)
-    best, best_net, best_step = (np.where(kind != VALUE, np.inf, errors) for errors in (best, best_net, best_step))
+    kind = np.where(a.present != b.present, NONE, np.where(stat_a.numel != stat_b.numel, SHAPE, VALUE)).astype(np.int8)
+    best, best_net, best_step = (np.where(kind != VALUE, np.inf, part) for part in (best, best_net, best_step))
     slot = np.where(with_samples & (kind == VALUE) & (evidence != STATISTICS), slot, -1)
-    evidence = np.where(kind != VALUE, VALUES, evidence).astype(np.int8)
-    shown_a = np.where(slot >= 0, sample_a[each, slot], np.nan)
-    shown_b = np.where(slot >= 0, sample_b[each, slot], np.nan)
-    dtypes = tuple((codes[row], words) for (codes, words), row in ((body_a.dtypes, a), (body_b.dtypes, b)))
+    errors.raw[rows], errors.net[rows], errors.step[rows] = best, best_net, best_step
+    errors.evidence[rows] = np.where(kind != VALUE, VALUES, evidence)
+    errors.slot[rows], errors.kind[rows] = slot, kind
+    errors.a[rows] = np.where(slot >= 0, sample_a[each, slot], np.nan)
+    errors.b[rows] = np.where(slot >= 0, sample_b[each, slot], np.nan)
+    errors.numel[rows] = stat_a.numel
+    for (codes, _), half in zip(errors.dtypes, halves, strict=True):
+        codes[rows] = half.body.dtype(half.own)
+    errors.is_update[rows] = context.is_update
+    errors.alike[rows] = ((stat_a.n_nan < 0) != (stat_b.n_nan < 0)) & (best == 0)
+    errors.unit[rows] = _unit(magnitude, rms, eps)
+    errors.rms[rows], errors.eps[rows] = rms, eps
+    with np.errstate(invalid="ignore"):  # inf on both sides
+        errors.gap[rows] = np.where(valid, np.abs(sample_a - sample_b), 0.0).max(axis=1)
+
+
+def _nothing(n: int, words: Words) -> Errors:
+    """Room for the errors of n rows."""
+    dtypes = tuple((np.zeros(n, np.int64), words.names) for _ in range(2))
     return Errors(
-        best,
-        best_net,
-        best_step,
-        evidence,
-        slot,
-        shown_a,
-        shown_b,
-        stat_a.numel.astype(np.int64),
-        kind,
-        (dtypes[0], dtypes[1]),
-        context.is_update,
-        ((stat_a.n_nan < 0) != (stat_b.n_nan < 0)) & (best == 0),
-        _unit(magnitude, rms, eps),
+        raw=np.empty(n),
+        net=np.empty(n),
+        step=np.empty(n),
+        evidence=np.empty(n, np.int8),
+        slot=np.empty(n, np.int64),
+        a=np.empty(n),
+        b=np.empty(n),
+        numel=np.empty(n, np.int64),
+        kind=np.empty(n, np.int8),
+        dtypes=(dtypes[0], dtypes[1]),
+        is_update=np.empty(n, bool),
+        alike=np.empty(n, bool),
+        unit=np.empty(n),
+        rms=np.empty(n),
+        eps=np.empty(n),
+        gap=np.empty(n),
     )
+
+
+def _small(keys: Ints) -> NDArray[Any]:
+    """The keys in 16 bits where they fit: NumPy sorts those in linear time."""
+    return keys.astype(np.uint16) if int(keys.max(initial=0)) < 2**16 else keys
 
 
 def _unit(magnitude: Floats, rms: Floats, eps: Floats) -> Floats:
@@ -200,77 +232,139 @@ def _valid(sample: Floats, statistics: Statistics) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class _Scale:
+    """What one side says of rows and of their scale."""
+
+    sample: Floats
+    """Of the rows themselves, [n, 16]."""
+    own: Statistics
+    """Of the rows themselves."""
     magnitude: Floats
     """max(|own|, |old|) of each slot, [n, 16]; of the parameter for an update."""
     old: Floats
     """Value before the step, [n, 16]; NaN where it is not known."""
     rms: Floats
     statistics: Statistics
+    """Of the rows that tell the scale: the parameters for updates."""
+
+
+@dataclass(frozen=True)
+class _Half:
+    """Rows of one side: their places in what was read of it, and those of the rows that tell their scale."""
+
+    body: Body
+    present: NDArray[np.bool_]
+    own: Place
+    update: Place
+    param: Place
+    other: Place
+
+    def part(self, part: slice) -> _Half:
+        """Some of the rows."""
+        return _Half(
+            self.body,
+            self.present[part],
+            self.own[part],
+            self.update[part],
+            self.param[part],
+            self.other[part],
+        )
 
 
 class _Context:
     """Which other rows tell the scale of a row: its parameter, its update, its value before or after the step."""
 
     def __init__(self, grid: Grid, s: Ints, c: Ints, q: Ints) -> None:
-        self.s, self.c, self.q = s, c, q
-        names = np.array(grid.names, dtype=object)[q]
-        self.is_update = names == "update"
-        self.is_param = np.isin(names, ("param", "param_in"))
-        self.is_grad = np.array([is_grad(name) for name in names], bool)
-        self.is_state = np.array([name.startswith(("state.", "group.")) for name in names], bool)
-        after = {name: grid.number(after_name(name)) for name in grid.names}
-        self.after = np.array([after[name] if after[name] is not None else -1 for name in names], np.int64)
-        self.is_before = np.array([name.partition(".")[0].endswith("_in") for name in names], bool)
-        self.update, self.param = grid.number("update"), grid.number("param")
+        self.cell = c
+        names = grid.names
+        self.is_update = np.array([name == "update" for name in names])[q]
+        self.is_param = np.array([name in ("param", "param_in") for name in names])[q]
+        self.is_grad = np.array([is_grad(name) for name in names])[q]
+        self.is_state = np.array([name.startswith(("state.", "group.")) for name in names])[q]
+        self.is_before = np.array([name.partition(".")[0].endswith("_in") for name in names])[q]
+        after = [grid.number(after_name(name)) for name in names]
+        self._after = np.array([-1 if number is None else number for number in after], np.int64)[q]
+        self._update, self._param = grid.number("update"), grid.number("param")
+        _, n_cells, n_names = grid.at_a.shape
+        self._row = (s * n_cells + c) * n_names
+        self._own = self._row + q
 
-    def rows(self, at: NDArray[np.int32], before: NDArray[np.int32]) -> tuple[NDArray[np.int32], ...]:
-        """Rows of the grid for the update, the parameter, and the other end of the step, [n] each; -1 where none."""
-        none = np.full(len(self.s), -1, np.int32)
-        update = at[self.s, self.c, self.update] if self.update is not None else none
-        param = at[self.s, self.c, self.param] if self.param is not None else none
-        update = np.where(self.is_update | self.is_param, update, -1)
-        param = np.where(self.is_update, param, -1)
-        after = np.where(self.after >= 0, at[self.s, self.c, self.after], -1)
-        other = np.where(self.is_before, after, before[self.s, self.c, self.q])
-        other = np.where(self.is_grad | self.is_update, -1, other)
-        return update, param, other
+    def part(self, part: slice) -> _Context:
+        """The same of some of the rows."""
+        own = copy.copy(self)
+        for name in ("cell", "is_update", "is_param", "is_grad", "is_state", "is_before"):
+            setattr(own, name, getattr(self, name)[part])
+        return own
 
-    def scale(self, body: _Body, at: NDArray[np.int32], before: NDArray[np.int32], own: Ints) -> _Scale:
-        """What one side contributes to the scale of each row."""
-        update, param, other = (body.find(row) for row in self.rows(at, before))
+    def places(self, at: NDArray[np.int32], before: NDArray[np.int32]) -> tuple[NDArray[np.int32], ...]:
+        """Rows of one side: themselves, the update, the parameter, the other end of the step, [n] each; -1 for none."""
+        flat = at.ravel()
+        none = np.full(len(self._row), -1, np.int32)
+        update = flat[self._row + self._update] if self._update is not None else none
+        param = flat[self._row + self._param] if self._param is not None else none
+        update = np.where(self.is_update | self.is_param, update, np.int32(-1))
+        param = np.where(self.is_update, param, np.int32(-1))
+        other = before.ravel()[self._own]
+        if self.is_before.any():
+            after = np.where(self._after >= 0, flat[self._row + self._after], np.int32(-1))
+            other = np.where(self.is_before, after, other)
+        other = np.where(self.is_grad | self.is_update, np.int32(-1), other)
+        return flat[self._own], update, param, other
+
+    def scale(self, half: _Half) -> _Scale:
+        """What one side says of each row and contributes to its scale."""
+        body, own, update, param, other = half.body, half.own, half.update, half.param, half.other
         base = np.where(self.is_update & (param >= 0), param, own)
-        value, change = body.sample(base), body.sample(update)
-        numel = np.maximum(np.nan_to_num(body.number("numel", own), nan=1.0), 1.0)
+        by_param, moved_by, known = (bool((row >= 0).any()) for row in (param, update, other))
+        sample, statistics = body.sample(own), body.statistics(own)
+        value = body.sample(base) if by_param else sample
+        nowhere = np.full_like(sample, np.nan)
+        change = body.sample(update) if moved_by else nowhere
+        root = np.sqrt(np.maximum(np.nan_to_num(statistics.numel, nan=1.0), 1.0))
         with np.errstate(invalid="ignore"):
-            from_update = np.where(self.is_before[:, None], value + change, value - change)
-            old = np.where((update >= 0)[:, None], from_update, body.sample(other))
-            moved = body.sample(own) - old
-            sampled = np.isfinite(moved)
-            mean_square = (np.where(sampled, moved, 0.0) ** 2).sum(axis=1) / np.maximum(sampled.sum(axis=1), 1)
-            magnitude = np.fmax(np.abs(value), np.abs(old))
-            root = np.sqrt(numel)
-            ends = body.number("l2", own) + np.nan_to_num(body.number("l2", other))
-            rms = np.where(sampled.any(axis=1), np.sqrt(mean_square), ends / root)
+            old = body.sample(other) if known else nowhere
+            if moved_by:
+                from_update = value - change
+                if self.is_before.any():
+                    from_update = np.where(self.is_before[:, None], value + change, from_update)
+                old = np.where((update >= 0)[:, None], from_update, old)
+            magnitude = np.abs(value)
+            rms = statistics.l2 / root
+            if moved_by or known:
+                magnitude = np.fmax(magnitude, np.abs(old))
+                mean_square, sampled = _mean_square(sample - old)
+                ends = statistics.l2 + np.nan_to_num(body.number("l2", other))
+                rms = np.where(sampled, np.sqrt(mean_square), ends / root)
             rms = np.where((other < 0) & self.is_param, 0.0, rms)  # start values: no step has changed them
-            norm = body.number("l2", update) / root
-            seen = np.isfinite(change)
-            squares = (np.where(seen, change, 0.0) ** 2).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
-            norm = np.where(np.isnan(norm) & seen.any(axis=1), np.sqrt(squares), norm)  # only its sample is known
-            rms = np.where(update >= 0, norm, rms)
-            rms = np.where(self.is_grad, body.number("l2", own) / root, rms)
-        return _Scale(magnitude, old, rms, body.statistics(base))
+            if moved_by:
+                norm = body.number("l2", update) / root
+                if np.isnan(norm).any():
+                    squares, seen = _mean_square(change)
+                    norm = np.where(np.isnan(norm) & seen, np.sqrt(squares), norm)  # only its sample is known
+                rms = np.where(update >= 0, norm, rms)
+            rms = np.where(self.is_grad, statistics.l2 / root, rms)
+        return _Scale(sample, statistics, magnitude, old, rms, body.statistics(base) if by_param else statistics)
 
 
-def _formats(
-    numbering: Numbering, context: _Context, cell: Ints, one: tuple[_Body, Ints], other: tuple[_Body, Ints]
-) -> tuple[Floats, Floats]:
+def _mean_square(parts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Mean square of the finite numbers of each row, and whether it has any, [n] each."""
+    finite = np.isfinite(parts)
+    if not finite.all():
+        parts = np.where(finite, parts, 0.0)
+    count = finite.sum(axis=1)
+    return (parts**2).sum(axis=1) / np.maximum(count, 1), count > 0
+
+
+def _formats(numbering: Numbering, context: _Context, a: _Half, b: _Half) -> tuple[Floats, Floats]:
     """Eps and smallest normal number of the coarser dtype of each row; for an update those of its parameter."""
     eps, tiny = [], []
-    for (body, row), name in ((one, "dtype_a"), (other, "dtype_b")):
-        words = [getattr(c, name) for c in numbering.cells]
-        declared = np.array([eps_of(word) if word else np.nan for word in words])[cell]
-        least = np.array([tiny_of(word) if word else np.nan for word in words])[cell]
-        use = context.is_update & ~np.isnan(declared)
-        eps.append(np.where(use, declared, body.per_dtype(row, eps_of)))
-        tiny.append(np.where(use, least, body.per_dtype(row, tiny_of)))
+    for half, name in ((a, "dtype_a"), (b, "dtype_b")):
+        own_eps, own_tiny = half.body.per_dtype(half.own, eps_of), half.body.per_dtype(half.own, tiny_of)
+        if context.is_update.any():
+            words = [getattr(c, name) for c in numbering.cells]
+            declared = np.array([eps_of(word) if word else np.nan for word in words])[context.cell]
+            least = np.array([tiny_of(word) if word else np.nan for word in words])[context.cell]
+            use = context.is_update & ~np.isnan(declared)
+            own_eps, own_tiny = np.where(use, declared, own_eps), np.where(use, least, own_tiny)
+        eps.append(own_eps)
+        tiny.append(own_tiny)
     return np.fmax(*eps), np.fmax(*tiny)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from optrace.compare import evidence
+from optrace.compare.bodies import Kept
 from optrace.compare.columns import Floats, Ints, Numbering, Side
 from optrace.compare.grid import Grid, lay_out
 from optrace.compare.match import Cell, Matching, match_sources
@@ -38,6 +39,7 @@ class NoiseFloor:
         self._sides = (Side(a, self._numbering, offsets, is_a=True), Side(again, self._numbering, offsets, is_a=False))
         self._level = np.zeros((0, 0))
         self._previous: int | None = None
+        self._kept = Kept()
         self.last_step = int(self._timeline.steps[-1])
         """The last step that both recorded."""
         self.largest: tuple[float, int, str, str] | None = None
@@ -66,7 +68,7 @@ class NoiseFloor:
         errors = np.zeros((len(own.steps), *shape))
         where = np.nonzero(own.differs)
         if len(where[0]):
-            found = evidence.judge(own, *self._sides, self._numbering, where, Tolerance())
+            found = evidence.judge(own, *self._sides, self._numbering, where, Tolerance(), self._kept)
             errors[where] = found.step
             self._remember(own, where, found.step)
         both = np.flatnonzero(own.both.any(axis=(1, 2)))

@@ -43,6 +43,11 @@ class Tolerance:
             return self.eps
         return GRAD_EPS if is_grad(quantity) and upstream_differs else STEP_EPS
 
+    def of(self, rows: NDArray[np.int64]) -> Tolerance:
+        """The tolerance of some rows."""
+        rtol, atol = (x if np.ndim(x) == 0 else np.asarray(x)[rows] for x in (self.rtol, self.atol))
+        return Tolerance(rtol, atol, self.eps)
+
 
 def is_grad(quantity: str) -> bool:
     """Whether a quantity is a gradient: of a step, or after one of its backwards (`grad_micro.<k>`)."""
@@ -68,14 +73,18 @@ def element_errors(
         at most n. Both NaN, or both the same infinity: 0. One of them not finite: inf.
     """
     with np.errstate(all="ignore"):
-        scale = np.where(np.isfinite(magnitude), magnitude, 0.0) + np.where(np.isfinite(rms), rms, 0.0)[:, None]
-        scale = np.maximum(scale, tiny[:, None])
+        scale = _finite(magnitude) + _finite(rms)[:, None]
+        scale = np.maximum(scale, tiny[:, None], out=scale)
         difference = np.abs(a - b)
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        difference = np.where(same, 0.0, np.where(np.isfinite(difference), difference, np.inf))
+        if not np.isfinite(difference).all():
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            difference = np.where(same, 0.0, np.where(np.isfinite(difference), difference, np.inf))
         unit = eps[:, None] * scale
+        raw = _ratio(difference, unit)
+        if not np.any(tolerance.atol) and not np.any(tolerance.rtol):
+            return raw, raw
         allowed = np.asarray(tolerance.atol)[..., None] + np.asarray(tolerance.rtol)[..., None] * scale
-        return _ratio(difference, unit), _ratio(np.maximum(difference - allowed, 0.0), unit)
+        return raw, _ratio(np.maximum(difference - allowed, 0.0), unit)
 
 
 @dataclass(frozen=True)
@@ -143,8 +152,16 @@ def statistics_errors(
     return np.where(torn, np.inf, raw), np.where(torn, np.inf, net)
 
 
+def _finite(numbers: Floats) -> Floats:
+    """The numbers with 0 for NaN and inf."""
+    finite = np.isfinite(numbers)
+    return numbers if finite.all() else np.where(finite, numbers, 0.0)
+
+
 def _ratio(difference: Floats, unit: Floats) -> Floats:
     """Quotient; 0 where nothing differs, inf where something does and the unit is 0."""
+    if (unit > 0).all() and np.isfinite(unit).all():
+        return np.asarray(difference / unit)
     quotient = np.full(np.broadcast_shapes(difference.shape, unit.shape), np.inf)
     np.divide(difference, unit, out=quotient, where=unit > 0)
     return np.where(difference > 0, quotient, 0.0)
