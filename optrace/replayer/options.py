@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
+from optrace.trace.arrays import elements
+from optrace.trace.merge import coded
 from optrace.trace.reader import Trace
 
 _MEMBER = re.compile(r"(.+)\.([0-9]+)")
@@ -17,17 +22,24 @@ def options_by_step(
 ) -> dict[int, dict[int, dict[str, Any]]]:
     """Options by step and group; `betas.0`, `betas.1` become the tuple `betas`. Equal options share one dict."""
     rows = trace.arrow("groups", step=(first, last), optimizer=optimizer)
-    columns = [rows.column(name).to_pylist() for name in ("step", "group", "key", "kind", "number", "text")]
+    step, group, number = (elements(rows.column(name)) for name in ("step", "group", "number"))
+    order = np.lexsort((group, step))
+    step, group, number = step[order], group[order], number[order]
+    words = [coded(rows.column(name)) for name in ("key", "kind", "text")]
+    table = np.stack([number.view(np.int64), *(codes[order] for codes, _ in words)], axis=1)
+    starts = np.flatnonzero(np.diff(step, prepend=-1) | np.diff(group, prepend=-1)).tolist()
     found: dict[int, dict[int, dict[str, Any]]] = {}
-    for step, group, key, kind, number, text in zip(*columns, strict=True):
-        found.setdefault(step, {}).setdefault(group, {})[key] = scalar(kind, number, text)
-    cache: dict[Any, dict[str, Any]] = {}
-    for groups in found.values():
-        for group, flat in groups.items():
-            key = tuple(flat.items()), tuple(type(value) for value in flat.values())
-            if key not in cache:
-                cache[key] = gather(flat)
-            groups[group] = cache[key]
+    taken: dict[bytes, dict[str, Any]] = {}  # by the bytes of their rows: what is the same is taken apart once
+    shared: dict[Any, dict[str, Any]] = {}
+    for start, end in pairwise([*starts, len(step)]):
+        raw = table[start:end].tobytes()
+        if raw not in taken:
+            key, kind, text = ([names[code] for code in table[start:end, 1 + n]] for n, (_, names) in enumerate(words))
+            values = map(scalar, kind, number[start:end].tolist(), text)
+            flat = dict(zip(key, values, strict=True))
+            alike = tuple(flat.items()), tuple(type(value) for value in flat.values())
+            taken[raw] = shared.setdefault(alike, gather(flat))
+        found.setdefault(int(step[start]), {})[int(group[start])] = taken[raw]
     return found
 
 

@@ -30,6 +30,7 @@ class RankFolder:
         self._tails: dict[tuple[str, int], StreamTail] = {}
         self._current: set[tuple[str, int]] = set()
         self._whole: dict[int, int] | None = None
+        self._spans: dict[Path, tuple[int, int] | None] = {}
 
     def refresh(self) -> None:
         """Look again at what a running process has written since."""
@@ -109,6 +110,7 @@ class RankFolder:
                     if path.suffix == ".arrows"
                     else read_sealed(path, table, selection, needed)
                     for number, path in self.segments(table)
+                    if path.suffix == ".arrows" or selection.reaches(self._span(path))
                 ]
             except FileNotFoundError:
                 continue
@@ -119,14 +121,17 @@ class RankFolder:
 
     def segment_ends(self, table: str) -> list[int]:
         """The last step in each sealed segment, in order; TraceError for one that is damaged."""
-        found = []
-        for _, path in self.segments(table):
-            if path.suffix == ".parquet":
-                try:
-                    found.append(last_step_of(path))
-                except FileNotFoundError:
-                    continue
-        return sorted({step for step in found if step is not None})
+        try:
+            spans = [self._span(path) for _, path in self.segments(table) if path.suffix == ".parquet"]
+        except FileNotFoundError:
+            return []
+        return sorted({span[1] for span in spans if span is not None})
+
+    def _span(self, path: Path) -> tuple[int, int] | None:
+        """The first and last step in a sealed segment, which never changes; None where its footer does not tell."""
+        if path not in self._spans:
+            self._spans[path] = steps_of(path)
+        return self._spans[path]
 
     def tail(self, table: str, number: int, path: Path) -> StreamTail:
         """The open segment, read as far as it was when first asked for since `refresh`."""
@@ -207,8 +212,8 @@ def read_sealed(path: Path, table: str, selection: Selection, columns: Iterable[
     return rows
 
 
-def last_step_of(path: Path) -> int | None:
-    """The largest step in a sealed segment, from its footer; None where that does not tell.
+def steps_of(path: Path) -> tuple[int, int] | None:
+    """The least and the largest step in a sealed segment, from its footer; None where that does not tell.
 
     TraceError when the file is damaged; FileNotFoundError when it is gone.
     """
@@ -216,10 +221,13 @@ def last_step_of(path: Path) -> int | None:
 
     with _whole_file(path), pq.ParquetFile(path) as file:
         metadata = file.metadata
-        found = [metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)]
-        if metadata.schema.names[:1] != ["step"] or any(one is None or not one.has_min_max for one in found):
+        if "step" not in metadata.schema.names:
             return None
-        return max((one.max for one in found), default=None)
+        column = metadata.schema.names.index("step")
+        found = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
+        if not found or any(one is None or not one.has_min_max for one in found):
+            return None
+        return min(one.min for one in found), max(one.max for one in found)
 
 
 @contextmanager

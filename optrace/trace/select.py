@@ -62,6 +62,12 @@ class Selection:
                 raise TraceError(f"this table has no {name} to select by; it has {', '.join(schema.names)}")
         return needed
 
+    def reaches(self, span: tuple[int, int] | None) -> bool:
+        """Whether a segment of those steps (None: not known) can hold wanted rows."""
+        if span is None:
+            return True
+        return (self.last is None or span[0] <= self.last) and (self.first is None or span[1] >= self.first)
+
     def row_groups(self, metadata: Any) -> list[int]:
         """Which row groups of a Parquet file can hold wanted rows, judged by their statistics."""
         looked_at = {"step", "optimizer", *self.names} if self != Selection() else set()
