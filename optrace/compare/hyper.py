@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from optrace.compare.arrow import coded, integers, numbers
 from optrace.compare.match import Matching
 from optrace.compare.missing import MISSING as MISSING
-from optrace.compare.names import Renaming, match_hyper
+from optrace.compare.names import SYNONYMS, Renaming, match_hyper
 from optrace.compare.source import Source
 
 STRUCTURE = frozenset({"foreach", "fused", "capturable", "differentiable"})
@@ -37,6 +37,13 @@ NEUTRAL: dict[str, float] = {
     "initial_accumulator_value": 0.0,
 }
 """Values with which a rule computes what it would without the option."""
+
+KNOWN = frozenset(
+    """adjust_lr_fn alpha amsgrad beta2_decay betas centered d dampening decoupled_weight_decay eps etas history_size
+    initial_accumulator_value lambd line_search_fn lr lr_decay max_eval max_iter maximize momentum momentum_decay
+    nesterov ns_coefficients ns_steps rho step_sizes t0 tolerance_change tolerance_grad weight_decay""".split()
+)
+"""Options of the rules of the reference. What another option means to a class that lacks it, only its updates tell."""
 
 _NUMBERS = ("float", "int", "bool")
 
@@ -133,7 +140,7 @@ class HyperComparison:
 
     def notes(self) -> list[str]:
         """What is not the same without being a difference, in words."""
-        words: dict[tuple[bool, bool], list[str]] = {}
+        words: dict[tuple[bool, str], list[str]] = {}
         notes = []
         for found in self.differences.values():
             if found.decides:
@@ -141,7 +148,9 @@ class HyperComparison:
             if found.a is MISSING or found.b is MISSING:
                 value = found.b if found.a is MISSING else found.a
                 text = found.key if value is None else f"{found.key} ({value!r})"
-                names = words.setdefault((found.a is MISSING, _neutral(found.key, value)), [])
+                idle = found.key in STRUCTURE | SCHEDULER_KEYS | RULES_OWN
+                kind = "neutral" if _neutral(found.key, value) else "idle" if idle else "unknown"
+                names = words.setdefault((found.a is MISSING, kind), [])
                 if text not in names:
                     names.append(text)
             elif found.key in RULES_OWN:
@@ -150,9 +159,13 @@ class HyperComparison:
                 )
             elif found.key in SCHEDULER_KEYS:
                 notes.append(f"{found.key}: {found.a!r} in {{A}}, {found.b!r} in {{B}}; only schedulers use it")
-        for (only_in_b, neutral), names in words.items():
+        for (only_in_b, kind), names in words.items():
             lacks, has = ("{A}", "{B}") if only_in_b else ("{B}", "{A}")
-            why = f"neutral in {has}" if neutral else f"in {has} it does not touch the rule"
+            why = {
+                "neutral": f"neutral in {has}",
+                "idle": f"in {has} it does not touch the rule",
+                "unknown": "what it does shows in the updates",
+            }[kind]
             notes.append(f"{lacks} has no {', '.join(names)} ({why})")
         return notes
 
@@ -204,6 +217,7 @@ class HyperComparison:
         decides = decides and not self._ignored(name)
         if decides and (a is MISSING or b is MISSING):
             decides = not _neutral(name, b if a is MISSING else a)
+            decides &= _known(name) or _known(name_b) or matched.class_a == matched.class_b
         known = self.differences.get(place)
         if known is None:
             new = HyperDifference(*place, name_b, int(steps[first]), a, b, int(wrong.sum()), decides)
@@ -213,6 +227,12 @@ class HyperComparison:
             known.step, known.a, known.b, known.decides = int(steps[first]), a, b, True
         known.count += int(wrong.sum())
         return decides
+
+
+def _known(name: str) -> bool:
+    """Whether a rule of the reference has the option, by this name or another."""
+    words = {other: torchs for torchs, others in SYNONYMS.items() for other in others}
+    return words.get(name, name).partition(".")[0] in KNOWN
 
 
 def _neutral(name: str, value: Any) -> bool:

@@ -65,6 +65,7 @@ def trace_inputs(
     hyper: Bools,
     time: Floats,
     carry: Carry,
+    felt: Bools | None = None,
 ) -> Inputs:
     """Find what each row depends on and how far that is off.
 
@@ -77,8 +78,10 @@ def trace_inputs(
         hyper: where a deciding hyper-parameter of the cell's group differs, [steps, cells].
         time: when each pair took each step, comparable between pairs, [steps, pairs]; NaN where it did not.
         carry: from the stretch before; updated.
+        felt: where the loss depends on a parameter, [steps, cells]; how far it is off elsewhere tells nothing.
     """
     shape = errors.shape
+    felt = np.ones(shape[:2], bool) if felt is None else felt
     if grid.overlap:  # its first step is where the last stretch ended
         for (cell, name), error in carry.errors.items():
             number = grid.number(name)
@@ -115,13 +118,17 @@ def trace_inputs(
         elif rank == PARAM_RANK:  # it is what it was before and the update, which is judged by itself
             result[:, :, number] = np.where(both[:, :, update], np.inf, element)
         elif rank in (MICRO_RANK, GRAD_RANK):
-            result[:, :, number] = _upstream(grid, errors, param_before, pair_of, time, carry)
+            result[:, :, number] = _upstream(
+                grid, errors, np.where(felt, param_before, 0.0), pair_of, time, carry, felt
+            )
         else:
             for base, base_in in grid.bases:
                 if base_in == number:
                     result[:, :, number] = _carried(errors[:, :, base], both[:, :, base])
     if param is not None:
-        carry.noise = max(carry.noise, float(errors[grid.overlap :, :, param].max(initial=0.0)))
+        carry.noise = max(
+            carry.noise, float(errors[grid.overlap :, :, param].max(initial=0.0, where=felt[grid.overlap :]))
+        )
     _keep_last(grid, errors, both, carry)
     return Inputs(result, _gaps(grid, both))
 
@@ -136,7 +143,9 @@ def _carried(errors: Floats, there: Bools) -> Floats:
     return result
 
 
-def _upstream(grid: Grid, errors: Floats, param_before: Floats, pair_of: Ints, time: Floats, carry: Carry) -> Floats:
+def _upstream(
+    grid: Grid, errors: Floats, param_before: Floats, pair_of: Ints, time: Floats, carry: Carry, felt: Bools
+) -> Floats:
     """Largest error that any parameter had before each step, [steps, cells]: gradients depend on all of them."""
     own = np.full(time.shape, 0.0)
     left = np.full(time.shape, 0.0)
@@ -146,7 +155,7 @@ def _upstream(grid: Grid, errors: Floats, param_before: Floats, pair_of: Ints, t
         if len(cells):
             own[:, pair] = param_before[:, cells].max(axis=1)
             if param is not None:
-                left[:, pair] = errors[:, cells, param].max(axis=1)
+                left[:, pair] = errors[:, cells, param].max(axis=1, initial=0.0, where=felt[:, cells])
     order = np.argsort(np.where(np.isnan(time), np.inf, time), axis=None, kind="stable")
     so_far = np.maximum.accumulate(np.concatenate([[carry.noise], left.ravel()[order]]))[:-1]
     upstream = np.empty(time.size)

@@ -127,7 +127,7 @@ class _Comparison:
         self.side_a = Side(a, self.numbering, [0] * len(matching.pairs), is_a=True)
         self.side_b = Side(b, self.numbering, alignment.offsets, is_a=False)
         self.hyper = HyperComparison(a, b, matching, alignment.offsets, renaming, self._ignores_hyper)
-        self.presence = Presence(a, b, self.numbering, alignment.offsets)
+        self.presence = Presence(self.side_a, self.side_b, self.numbering, alignment.offsets)
         self.origin = compare_origins(a, b, matching)
 
     def report(self, exact: bool, limit: int, progress: Callable[[int, int], Any] | None) -> DiffReport:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optrace.compare import evidence
+from optrace.compare import cancelled, evidence
 from optrace.compare.columns import Floats, Ints, Numbering, Side
 from optrace.compare.grid import Bools, Grid, lay_out
 from optrace.compare.hyper import HyperComparison
@@ -138,7 +138,11 @@ class Walk:
             errors[where] = np.where(found.alike, 0.0, np.maximum(found.raw, 1.0))
         elif not self._carry.errors and not self._carry.noise:
             return
-        inputs = trace_inputs(grid, errors, pair_of, n_params, hyper, time, self._carry)
+        felt = None
+        if found is not None:
+            felt = cancelled.felt(grid, where, found, pair_of)
+            found = cancelled.with_large_terms(grid, where, found, pair_of)
+        inputs = trace_inputs(grid, errors, pair_of, n_params, hyper, time, self._carry, felt)
         if found is not None:
             counts = np.bincount(rules[where[1:]] + 1, minlength=1)
             self.limits.rules.applied.update({n: int(count) for n, count in enumerate(counts[1:])})
@@ -219,11 +223,20 @@ class _Judgement:
         if walk.tolerance.first is not None:
             return
         doubtful = np.flatnonzero(self.rows.asked & (self.evidence > evidence.VALUES) & ~fails & (self.s <= last))
+        least = cancelled.least_rms(grid, (self.s, self.c, self.q), self.found, self.pair_of)
         for row in doubtful:
             number = self.rows.rule[row : row + 1]
             allowed = walk.limits.tolerance(number)
             whole = judge_whole(
-                walk.side_a, walk.side_b, walk.numbering, grid, self.s[row], self.c[row], self.q[row], allowed
+                walk.side_a,
+                walk.side_b,
+                walk.numbering,
+                grid,
+                self.s[row],
+                self.c[row],
+                self.q[row],
+                allowed,
+                float(least[row]),
             )
             if whole is not None:
                 self.raw[row], self.net[row], self.step[row] = whole.raw, whole.net, whole.step

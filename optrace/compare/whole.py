@@ -37,10 +37,12 @@ def judge_whole(
     c: Any,
     q: Any,
     tolerance: Tolerance,
+    least_rms: float = 0.0,
 ) -> WholeErrors | None:
     """Errors of a row's whole tensors as in `tolerance.element_errors`; None where either side did not store them.
 
-    What the scale needs beside them (the parameter, the update, the value before the step) is used where it is stored.
+    What the scale needs beside them (the parameter, the update, the value before the step) is used where it is stored;
+    `least_rms` is what rms(change) counts as at least.
     """
     name = grid.names[int(q)]
     cell = numbering.cells[int(c)]
@@ -55,7 +57,7 @@ def judge_whole(
         return None
     scales = [load.scale(name) for load in loads]
     magnitude = np.fmax(scales[0][0], scales[1][0])
-    rms = max(scales[0][1], scales[1][1])
+    rms = max(scales[0][1], scales[1][1], least_rms)
     word_a, word_b = cell.dtype_a, cell.dtype_b
     if not name.startswith("param") and name != "update":
         word_a, word_b = (str(load.dtype(name)) for load in loads)
