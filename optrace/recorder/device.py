@@ -138,6 +138,8 @@ class _Pinned:
         self._results, self._done = results, done
 
     def ready(self) -> bool:
+        if torch.cuda.is_current_stream_capturing():  # a query would spoil the program's graph
+            return False
         there: bool = self._done.query()  # type: ignore[no-untyped-call]
         return there
 

@@ -48,11 +48,27 @@ class _Measured:
 
 @dataclass
 class _Tensors:
-    """Labels, kinds and numels of the tensors whose edits between two steps are told."""
+    """Parameters, or tensors of state, whose edits between two steps are told."""
 
+    quantity: str
     names: Sequence[Any]
-    labels: list[Label]
+    """Of parameters: their names; of state: the parameter's name and the key."""
+    groups: Sequence[int]
+    """Of parameters: theirs."""
+    owners: Sequence[int]
+    """Of state: the position of its parameter, or -1."""
+    located: Located
     kinds: list[Kind]
+    """Without the order in memory."""
+
+    def label(self, i: int) -> Label:
+        """Of the row that tells of an edit."""
+        _, numel, kind = self.located[i]
+        if self.quantity == "param_in":
+            return make_label(self.groups[i], self.names[i], "param_in", numel, kind)
+        name, key = self.names[i]
+        owner = self.owners[i]
+        return make_label(self.groups[owner] if owner >= 0 else -1, name, f"state_in.{key}", numel, kind)
 
 
 @dataclass
@@ -69,8 +85,6 @@ class _Begun:
     present: npt.NDArray[np.bool_]
     param_in: _Tensors
     state_in: _Tensors
-    groups: dict[str, int]
-    """Group of each parameter, by name."""
     micro: _Extra
     scale: torch.Tensor | None
 
@@ -147,8 +161,9 @@ class DeviceCapture(Capture):
         """Have everything that was found, and then the numbers, copied to the host in one piece."""
         parts = [one.found for one in measured if one.found is not None]
         if numbers:
-            values = torch.stack([number.detach().reshape(()).double() for number in numbers])
-            parts.append(values.view(torch.int64))
+            where = (parts or numbers)[0].device
+            values = [number.detach().reshape(()).to(where, torch.float64, non_blocking=True) for number in numbers]
+            parts.append(torch.stack(values).view(torch.int64))
         if not parts:
             return _Nothing()
         with self._device.current():
@@ -193,26 +208,19 @@ class DeviceCapture(Capture):
             plan.present,
             self._of_params(located),
             self._of_state(state),
-            dict(zip(self.inventory.names, self.inventory.groups, strict=True)),
             extra,
             scale,
         )
         self._say_how()
 
     def _of_params(self, located: Located) -> _Tensors:
-        """The parameters as `param_in` rows name them."""
-        names = self.inventory.names
-        rows = zip(self.inventory.groups, names, located.numels, located.kinds, strict=True)
-        labels = [make_label(group, name, "param_in", numel, kind) for group, name, numel, kind in rows]
-        return _Tensors(names, labels, [as_recorded(kind) for kind in located.kinds])
+        names, groups = self.inventory.names, self.inventory.groups
+        return _Tensors("param_in", names, groups, (), located, _as_recorded(located))
 
     def _of_state(self, state: StateFound) -> _Tensors:
-        """The state as `state_in.<key>` rows name it."""
-        labels = [
-            make_label(self._group_of(index), name, f"state_in.{key}", numel, kind)
-            for (index, key), (name, _), (_, numel, kind) in zip(state.labels, state.names, state.located, strict=True)
-        ]
-        return _Tensors(state.names, labels, [as_recorded(kind) for kind in state.located.kinds])
+        owners = [index for index, _ in state.labels]
+        groups = self.inventory.groups
+        return _Tensors("state_in", state.names, groups, owners, state.located, _as_recorded(state.located))
 
     def evaluated(self, optimizer: Any = None) -> None:
         """Measure the gradients anew: a closure has just evaluated them."""
@@ -317,17 +325,17 @@ class DeviceCapture(Capture):
         wanted, names = self._wanted, begun.param_in.names
         if wanted.param and wanted.param_in:
             which = self._last_params.changed(names, begun.param_in.kinds, params["fingerprint"])
-            labels += [begun.param_in.labels[i] for i in which]
+            labels += map(begun.param_in.label, which)
             rows.append(params[which])
         which = self._last_state.changed(begun.state_in.names, begun.state_in.kinds, state["fingerprint"])
-        which = [i for i in which if wanted.has(begun.state_in.labels[i][2])]
-        labels += [begun.state_in.labels[i] for i in which]
+        which = [i for i in which if wanted.has(f"state_in.{begun.state_in.names[i][1]}")]
+        labels += map(begun.state_in.label, which)
         rows.append(state[which])
         there += [True] * len(labels)
         lost = [
-            (begun.groups[name], name, f"state_in.{key}", "float32", 0)
+            (begun.param_in.groups[names.index(name)], name, f"state_in.{key}", "float32", 0)
             for name, key in self._last_state.lost(begun.state_in.names)
-            if name in begun.groups and wanted.has(f"state_in.{key}")
+            if name in names and wanted.has(f"state_in.{key}")
         ]
         rows.append(measure_now([NOTHING] * len(lost), 1))
         there += [False] * len(lost)
@@ -377,6 +385,10 @@ class _DeviceStep:
     def complete(self) -> Tensors | None:
         """The rows; waits for them where they have not arrived."""
         return self.capture.complete(self)
+
+
+def _as_recorded(located: Located) -> list[Kind]:
+    return [kind if type(kind) is torch.dtype else as_recorded(kind) for kind in located.kinds]
 
 
 class _Nothing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from optrace.recorder.inventory import Inventory
 from optrace.recorder.plans import Located, StateLabel
 from optrace.recorder.selection import Quantities
 from optrace.recorder.shards import Shard
-from optrace.recorder.state import leaves, locate_leaf
+from optrace.recorder.state import Leaf, leaves, locate_leaf
 from optrace.recorder.tensors import (
     CODES,
     COMPLEX,
@@ -121,8 +123,43 @@ def as_recorded(kind: Kind) -> Kind:
     return kind.dtype if isinstance(kind, Shard) and kind.piece is None else kind
 
 
+class _Seen:
+    """The state of an optimizer at the last look, if it held only plain tensors that were located as they lie."""
+
+    def __init__(self, marks: list[tuple[weakref.ref[torch.Tensor], int, int]], found: StateFound) -> None:
+        self._marks = marks
+        self.found = found
+
+    @classmethod
+    def of(cls, held: Sequence[Leaf], found: StateFound) -> _Seen | None:
+        """Remember what was `held`, by weak reference; None when it cannot be known again."""
+        marks = []
+        for (_, _, thing), (address, numel, kind) in zip(held, found.located, strict=True):
+            if type(thing) not in _PLAIN or thing.dtype is not kind or thing.data_ptr() != address:
+                return None
+            marks.append((weakref.ref(thing), address, numel))
+        return cls(marks, found)
+
+    def are(self, held: Sequence[Leaf]) -> bool:
+        """Whether `held` are those, with their values where they were."""
+        if len(held) != len(self._marks):
+            return False
+        for (index, key, thing), label, (ref, address, numel) in zip(held, self.found.labels, self._marks, strict=True):
+            tensor = ref()
+            if (
+                tensor is None
+                or tensor is not thing
+                or (index, key) != label
+                or tensor.data_ptr() != address
+                or tensor.numel() != numel
+                or not tensor.is_contiguous()
+            ):
+                return False
+        return True
+
+
 class DeviceFinder(Finder):
-    """Where things lie, on the device or the host; everything is looked at anew at each step."""
+    """Where things lie, on the device or the host; state that lies where it did is known again."""
 
     def __init__(
         self, inventory: Inventory, wanted: Quantities, tell_once: Callable[[str, str], None], device: Device
@@ -131,6 +168,7 @@ class DeviceFinder(Finder):
         super().__init__(inventory, wanted, tell_once)
         self._device = device
         self._last: tuple[list[int], list[Kind]] | None = None
+        self._seen: _Seen | None = None
 
     def _params_at(self, params: list[torch.Tensor], keep: list[Any]) -> tuple[Located, dict[int, str]]:
         located = Located.of([locate_on(self._device, param, keep) for param in params])
@@ -170,10 +208,13 @@ class DeviceFinder(Finder):
 
     def state(self, optimizer: Any, params: list[torch.Tensor], keep: list[Any], things: bool) -> StateFound:
         """The state of `params`; `things` says whether the leaves themselves are needed."""
+        leaves_now = leaves(optimizer.state, params)
+        if self._seen is not None and not things and self._seen.are(leaves_now):
+            return self._seen.found
         labels: list[StateLabel] = []
         kept: list[Any] = []
         located: list[Found] = []
-        for index, key, thing in leaves(optimizer.state, params):
+        for index, key, thing in leaves_now:
             if not self._wanted.has(f"state.{key}"):
                 continue
             if isinstance(thing, torch.Tensor):
@@ -189,7 +230,9 @@ class DeviceFinder(Finder):
             kept.append(thing)
             located.append(one)
         names = [(self._inventory.names[index] if index >= 0 else "", key) for index, key in labels]
-        return StateFound(labels, names, Located.of(located), kept if things else [])
+        found = StateFound(labels, names, Located.of(located), kept if things else [])
+        self._seen = _Seen.of(leaves_now, found) if len(leaves_now) == len(labels) else None
+        return found
 
 
 def on_device(addresses: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -199,8 +242,6 @@ def on_device(addresses: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def _grad_of_inner(param: torch.Tensor) -> torch.Tensor | None:
     """The gradient of a parameter that is no leaf, without torch's warning."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return param.grad

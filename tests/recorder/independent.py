@@ -17,7 +17,7 @@ MASK = 2**64 - 1
 
 def dense(tensor: torch.Tensor) -> np.ndarray:
     """The values as a flat NumPy array in row-major order, complex numbers as pairs, half precisions as float32."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     if tensor.is_sparse:
         tensor = tensor.to_dense()
     if tensor.is_complex():
