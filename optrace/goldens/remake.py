@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -36,8 +37,7 @@ def goldens(rules: Sequence[str]) -> Iterator[Golden]:
 
 def main(args: Sequence[str]) -> int:
     """Write or check; 1 if `--check` found a change."""
-    check = "--check" in args
-    rules = [arg.lower() for arg in args if not arg.startswith("-")]
+    check, rules = _arguments(args)
     folder = golden_folder()
     changes: list[str] = []
     made: set[str] = set()
@@ -58,6 +58,18 @@ def main(args: Sequence[str]) -> int:
         print(line)
     print(f"{len(made)} files, {len(changes)} {'differ' if check else 'written'}")
     return 1 if check and changes else 0
+
+
+def _arguments(args: Sequence[str]) -> tuple[bool, list[str]]:
+    known = [*OPTIONS, "lbfgs", *MAIN, "wrong"]
+    parser = argparse.ArgumentParser(prog="make_goldens", description="Make the files of golden/ again.")
+    parser.add_argument("--check", action="store_true", help="write nothing; say what would change, status 1 if any")
+    parser.add_argument("rules", nargs="*", metavar="RULE", help="only these: " + ", ".join(known))
+    given = parser.parse_args(args)
+    rules = [rule.lower() for rule in given.rules]
+    if unknown := [rule for rule in rules if rule not in known]:
+        parser.error(f"no golden is called {unknown[0]!r}; there are {', '.join(known)}")
+    return given.check, rules
 
 
 def _same(path: Path, content: bytes) -> bool:

@@ -254,6 +254,12 @@ RICH = {
     "chainedscheduler": "three",
 }
 """The option set of the cases about groups, edits, jumps and resuming."""
+RESUME = {"multisteplr": 6, "constantlr": 10, "polynomiallr": 8, "swalr": 4}
+"""Step after which the case about resuming saves, where something still lies ahead; 13 for the others."""
+_TORCH_ERRS = {"cosineannealingwarmrestarts", "cycliclr"}
+"""Made with `last_epoch`, torch's do not go on where they were (see docs/findings.md)."""
+CONTINUING = MAIN.keys() - {"reducelronplateau", "swalr", "sequentiallr", "chainedscheduler"} - _TORCH_ERRS
+"""Rules that can go on from an epoch that their constructor is given."""
 
 
 def schedule_cases(rule: str) -> Iterator[ScheduleCase]:
@@ -272,7 +278,9 @@ def schedule_cases(rule: str) -> Iterator[ScheduleCase]:
     rest: Any = {"steps": steps, "metrics": metrics, "groups": groups}
     yield ScheduleCase(rule, "groups", rich, "groups with lrs of their own, one of them tiny", **rest)
     yield ScheduleCase(rule, "edited", rich, "somebody writes lr between steps", edits=edits, **rest)
-    yield ScheduleCase(rule, "resume", rich, "saved after step 13 and loaded", resume=13, edits={7: {0: 0.05}}, **rest)
+    resume = RESUME.get(rule, 13)
+    purpose = f"saved after step {resume} and loaded"
+    yield ScheduleCase(rule, "resume", rich, purpose, resume=resume, edits={7: {0: 0.05}}, **rest)
     if rule in JUMPING:
         jumps: Mapping[int, float] = JUMPS
         if rule == "cosineannealingwarmrestarts":
@@ -280,6 +288,19 @@ def schedule_cases(rule: str) -> Iterator[ScheduleCase]:
         yield ScheduleCase(rule, "jumps", rich, "step(epoch) jumps by the closed form", epochs=jumps, **rest)
         yield ScheduleCase(
             rule, "edited-jumps", rich, "the closed form forgets edits of lr", epochs=jumps, edits=EDITS, **rest
+        )
+    if rule in CONTINUING:
+        continued = [dict(group, lr=0.7 * group["lr"], initial_lr=group["lr"]) for group in groups]
+        if rule == "onecyclelr":
+            bounds_of = {"base_momentum": 0.8, "max_momentum": 0.9}
+            continued = [{**g, "max_lr": 3 * g["lr"], "min_lr": 0.01 * g["lr"], **bounds_of} for g in continued]
+        yield ScheduleCase(
+            rule,
+            "continued",
+            {**rich, "last_epoch": 7},
+            "made with last_epoch over groups that hold initial_lr",
+            **rest | {"groups": tuple(continued), "steps": 15},
+            epochs={10: 12} if rule in JUMPING else {},
         )
     if rule in CYCLES_MOMENTUM:
         rest = rest | {"groups": ADAM}

@@ -9,13 +9,15 @@ from collections import Counter
 
 
 class Scheduler:
-    def begin(self, optimizer):
+    def begin(self, optimizer, last_epoch=-1):
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        self.last_epoch = -1
+        self.last_epoch = last_epoch
+        self.fresh = True
         self.step()
+        self.fresh = False
 
     def step(self, epoch=None):
         if epoch is None:
@@ -43,10 +45,10 @@ class Scheduler:
 
 LAMBDALR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, lr_lambda):
+    def __init__(self, optimizer, lr_lambda, last_epoch=-1):
         n = len(optimizer.param_groups)
         self.functions = lr_lambda if isinstance(lr_lambda, list) else [lr_lambda] * n
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
         return [base * f(self.last_epoch) for base, f in zip(self.base_lrs, self.functions)]
@@ -54,25 +56,25 @@ class Mine(Scheduler):
 
 MULTIPLICATIVELR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, lr_lambda):
+    def __init__(self, optimizer, lr_lambda, last_epoch=-1):
         n = len(optimizer.param_groups)
         self.functions = lr_lambda if isinstance(lr_lambda, list) else [lr_lambda] * n
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
-        if self.last_epoch == 0:
+        if self.fresh:
             return self.lrs
         return [lr * f(self.last_epoch) for lr, f in zip(self.lrs, self.functions)]
 """
 
 STEPLR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, step_size, gamma=0.1):
+    def __init__(self, optimizer, step_size, gamma=0.1, last_epoch=-1):
         self.step_size, self.gamma = step_size, gamma
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
-        if self.last_epoch == 0 or self.last_epoch % self.step_size != 0:
+        if self.fresh or self.last_epoch % self.step_size != 0:
             return self.lrs
         return [lr * self.gamma for lr in self.lrs]
 
@@ -82,9 +84,9 @@ class Mine(Scheduler):
 
 MULTISTEPLR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, milestones, gamma=0.1):
+    def __init__(self, optimizer, milestones, gamma=0.1, last_epoch=-1):
         self.milestones, self.gamma = Counter(milestones), gamma
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
         if self.last_epoch not in self.milestones:
@@ -98,9 +100,9 @@ class Mine(Scheduler):
 
 CONSTANTLR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, factor=1.0 / 3, total_iters=5):
+    def __init__(self, optimizer, factor=1.0 / 3, total_iters=5, last_epoch=-1):
         self.factor, self.total_iters = factor, total_iters
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
         if self.last_epoch == 0:
@@ -115,14 +117,14 @@ class Mine(Scheduler):
 
 LINEARLR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, start_factor=1.0 / 3, end_factor=1.0, total_iters=5):
+    def __init__(self, optimizer, start_factor=1.0 / 3, end_factor=1.0, total_iters=5, last_epoch=-1):
         self.start, self.end, self.total = start_factor, end_factor, total_iters
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
         if self.last_epoch == 0:
             return [lr * self.start for lr in self.lrs]
-        if self.last_epoch > self.total:
+        if self.fresh or self.last_epoch > self.total:
             return self.lrs
         ratio = 1.0 + (self.end - self.start) / (
             self.total * self.start + (self.last_epoch - 1) * (self.end - self.start)
@@ -136,12 +138,12 @@ class Mine(Scheduler):
 
 EXPONENTIALLR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, gamma):
+    def __init__(self, optimizer, gamma, last_epoch=-1):
         self.gamma = gamma
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
-        if self.last_epoch == 0:
+        if self.fresh:
             return self.lrs
         return [lr * self.gamma for lr in self.lrs]
 
@@ -151,12 +153,12 @@ class Mine(Scheduler):
 
 POLYNOMIALLR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, total_iters=5, power=1.0):
+    def __init__(self, optimizer, total_iters=5, power=1.0, last_epoch=-1):
         self.total, self.power = total_iters, power
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
-        if self.last_epoch == 0 or self.last_epoch > self.total:
+        if self.fresh or self.last_epoch > self.total:
             return self.lrs
         ratio = ((1.0 - self.last_epoch / self.total) / (1.0 - (self.last_epoch - 1) / self.total)) ** self.power
         return [lr * ratio for lr in self.lrs]
@@ -168,12 +170,12 @@ class Mine(Scheduler):
 
 COSINEANNEALINGLR = """
 class Mine(Scheduler):
-    def __init__(self, optimizer, T_max, eta_min=0.0):
+    def __init__(self, optimizer, T_max, eta_min=0.0, last_epoch=-1):
         self.T_max, self.eta_min = T_max, eta_min
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def chained(self):
-        if self.last_epoch == 0:
+        if self.fresh:
             return self.lrs
         if (self.last_epoch - 1 - self.T_max) % (2 * self.T_max) == 0:
             rise = (1 - math.cos(math.pi / self.T_max)) / 2
@@ -260,16 +262,23 @@ ONECYCLELR = """
 class Mine(Scheduler):
     def __init__(self, optimizer, max_lr, total_steps=None, epochs=None, steps_per_epoch=None, pct_start=0.3,
                  anneal_strategy="cos", cycle_momentum=True, base_momentum=0.85, max_momentum=0.95, div_factor=25.0,
-                 final_div_factor=1e4, three_phase=False):
+                 final_div_factor=1e4, three_phase=False, last_epoch=-1):
         n = len(optimizer.param_groups)
         spread = lambda value: value if isinstance(value, list) else [value] * n
         self.total = total_steps or epochs * steps_per_epoch
         self.top = spread(max_lr)
         self.first = [top / div_factor for top in self.top]
         self.final = [first / final_div_factor for first in self.first]
-        for group, lr in zip(optimizer.param_groups, self.first):
-            group["lr"] = group["initial_lr"] = lr
-        self.low, self.high = spread(base_momentum), spread(max_momentum)
+        if last_epoch == -1:
+            self.low, self.high = spread(base_momentum), spread(max_momentum)
+            for group, lr in zip(optimizer.param_groups, self.first):
+                group["lr"] = group["initial_lr"] = lr
+        else:
+            self.low = [group["base_momentum"] for group in optimizer.param_groups]
+            self.high = [group["max_momentum"] for group in optimizer.param_groups]
+            self.first = [group["initial_lr"] for group in optimizer.param_groups]
+            self.top = [group["max_lr"] for group in optimizer.param_groups]
+            self.final = [group["min_lr"] for group in optimizer.param_groups]
         self.linear, self.cycle_momentum = anneal_strategy == "linear", cycle_momentum
         end = float(pct_start * self.total) - 1
         self.phases = [(end, "first", "top", "high", "low")]
@@ -278,7 +287,7 @@ class Mine(Scheduler):
                             (self.total - 1, "first", "final", "high", "high")]
         else:
             self.phases += [(self.total - 1, "top", "final", "low", "high")]
-        self.begin(optimizer)
+        self.begin(optimizer, last_epoch)
 
     def anneal(self, start, end, share):
         if self.linear:

@@ -7,9 +7,11 @@ Edits = list[tuple[str, str]]
 
 # In what all schedulers share: tried with several.
 FRAME_MUTANTS: dict[str, Edits] = {
-    "begins one epoch late": [("self.last_epoch = -1\n", "self.last_epoch = -2\n")],
-    "begins one epoch early": [("self.last_epoch = -1\n", "self.last_epoch = 0\n")],
-    "construction does not step": [("        self.last_epoch = -1\n        self.step()\n", "        self.last_epoch = 0\n")],
+    "begins one epoch late": [("self.last_epoch = last_epoch\n", "self.last_epoch = last_epoch - 1\n")],
+    "begins one epoch early": [("self.last_epoch = last_epoch\n", "self.last_epoch = last_epoch + 1\n")],
+    "construction does not step": [("        self.step()\n        self.fresh = False\n", "        self.last_epoch += 1\n        self.fresh = False\n")],
+    "begins anew whatever the epoch": [("self.last_epoch = last_epoch\n", "self.last_epoch = -1\n")],
+    "takes the present lr for the initial one": [('setdefault("initial_lr", group["lr"])', 'update(initial_lr=group["lr"])')],
     "counts twice": [("self.last_epoch += 1\n            lrs", "self.last_epoch += 2\n            lrs")],
     "counts every second step": [("self.last_epoch += 1\n            lrs", "self.half = not getattr(self, 'half', True)\n            self.last_epoch += not self.half\n            lrs")],
     "writes the first group only": [("zip(self.optimizer.param_groups, lrs):\n            group", "zip(self.optimizer.param_groups[:1], lrs):\n            group")],
@@ -25,7 +27,19 @@ FRAME_MUTANTS: dict[str, Edits] = {
     "loads one epoch early": [("self.__dict__.update(state)", "self.__dict__.update(state)\n        self.last_epoch -= 1")],
     "steps when it is loaded": [("self.__dict__.update(state)", "self.__dict__.update(state)\n        self.step()")],
 }  # fmt: skip
-FRAME_RULES = ("steplr", "exponentiallr", "cosineannealinglr", "linearlr")
+FRAME_RULES = (
+    "lambdalr",
+    "multiplicativelr",
+    "steplr",
+    "multisteplr",
+    "constantlr",
+    "linearlr",
+    "polynomiallr",
+    "cosineannealinglr",
+    "cycliclr",
+    "onecyclelr",
+    "swalr",
+)
 
 MUTANTS: dict[str, dict[str, Edits]] = {
     "lambdalr": {
@@ -35,13 +49,13 @@ MUTANTS: dict[str, dict[str, Edits]] = {
         "lr is the function itself": [("base * f(self.last_epoch)", "f(self.last_epoch)")],
     },
     "multiplicativelr": {
-        "also at epoch 0": [("        if self.last_epoch == 0:\n            return self.lrs\n", "")],
+        "also at epoch 0": [("        if self.fresh:\n            return self.lrs\n", "")],
         "of the initial lr": [("lr * f(self.last_epoch) for lr, f in zip(self.lrs", "base * f(self.last_epoch) for base, f in zip(self.base_lrs")],
         "function of the last epoch": [("f(self.last_epoch)", "f(self.last_epoch - 1)")],
         "first function for all": [("f(self.last_epoch)", "self.functions[0](self.last_epoch)")],
     },
     "steplr": {
-        "also at epoch 0": [("self.last_epoch == 0 or ", "")],
+        "also at epoch 0": [("self.fresh or ", "")],
         "one epoch early": [("self.last_epoch % self.step_size != 0", "(self.last_epoch + 1) % self.step_size != 0")],
         "one epoch late": [("self.last_epoch % self.step_size != 0", "(self.last_epoch - 1) % self.step_size != 0")],
         "divides by gamma": [("lr * self.gamma for", "lr / self.gamma for")],
@@ -50,10 +64,10 @@ MUTANTS: dict[str, dict[str, Edits]] = {
         "drops once": [("self.last_epoch % self.step_size != 0", "self.last_epoch != self.step_size")],
         "drops twice": [("self.last_epoch % self.step_size != 0", "self.last_epoch not in (self.step_size, 2 * self.step_size)")],
         "gamma is 0.1": [("lr * self.gamma for", "lr * 0.1 for")],
-        "from the initial lr": [("        if self.last_epoch == 0 or self.last_epoch % self.step_size != 0:\n            return self.lrs\n        return [lr * self.gamma for lr in self.lrs]", "        return self.closed()")],
+        "from the initial lr": [("        if self.fresh or self.last_epoch % self.step_size != 0:\n            return self.lrs\n        return [lr * self.gamma for lr in self.lrs]", "        return self.closed()")],
         "jump keeps edits": [("base * self.gamma ** (self.last_epoch // self.step_size) for base in self.base_lrs", "lr for lr in self.chained()")],
         "jump rounds up": [("(self.last_epoch // self.step_size)", "-(-self.last_epoch // self.step_size)")],
-        "smooth": [("        if self.last_epoch == 0 or self.last_epoch % self.step_size != 0:\n            return self.lrs\n        return [lr * self.gamma for", "        if self.last_epoch == 0:\n            return self.lrs\n        return [lr * self.gamma ** (1 / self.step_size) for")],
+        "smooth": [("        if self.fresh or self.last_epoch % self.step_size != 0:\n            return self.lrs\n        return [lr * self.gamma for", "        if self.fresh:\n            return self.lrs\n        return [lr * self.gamma ** (1 / self.step_size) for")],
     },
     "multisteplr": {
         "duplicates count once": [("** self.milestones[self.last_epoch]", "")],
@@ -76,17 +90,17 @@ MUTANTS: dict[str, dict[str, Edits]] = {
         "jump back one late": [("self.last_epoch < self.total_iters else", "self.last_epoch <= self.total_iters else")],
     },
     "linearlr": {
-        "goes on after the end": [("if self.last_epoch > self.total:", "if False:")],
-        "stops one early": [("if self.last_epoch > self.total:", "if self.last_epoch >= self.total:")],
+        "goes on after the end": [("if self.fresh or self.last_epoch > self.total:", "if False:")],
+        "stops one early": [("if self.fresh or self.last_epoch > self.total:", "if self.last_epoch >= self.total:")],
         "ends at 1": [("self.end - self.start) / (", "1.0 - self.start) / (")],
         "geometric": [("ratio = 1.0 +", "ratio = (self.end / self.start) ** (1 / self.total) if self.total else 1.0 +")],
         "does not begin at start_factor": [("[lr * self.start for lr in self.lrs]", "self.lrs")],
-        "from the initial lr": [("        if self.last_epoch == 0:\n            return [lr * self.start for lr in self.lrs]\n        if self.last_epoch > self.total:", "        if self.total:\n            return self.closed()\n        if self.last_epoch == 0:\n            return [lr * self.start for lr in self.lrs]\n        if self.last_epoch > self.total:")],
+        "from the initial lr": [("        if self.last_epoch == 0:\n            return [lr * self.start for lr in self.lrs]\n        if self.fresh or self.last_epoch > self.total:", "        if self.total:\n            return self.closed()\n        if self.last_epoch == 0:\n            return [lr * self.start for lr in self.lrs]\n        if self.fresh or self.last_epoch > self.total:")],
         "total one more": [("self.total = start_factor, end_factor, total_iters", "self.total = start_factor, end_factor, total_iters + 1")],
         "jump past the end": [("min(self.total, self.last_epoch)", "self.last_epoch")],
     },
     "exponentiallr": {
-        "also at epoch 0": [("        if self.last_epoch == 0:\n            return self.lrs\n", "")],
+        "also at epoch 0": [("        if self.fresh:\n            return self.lrs\n", "")],
         "of the power": [("[lr * self.gamma for lr in self.lrs]", "[base * self.gamma**self.last_epoch for base in self.base_lrs]")],
         "exp of gamma": [("lr * self.gamma for", "lr * math.exp(-self.gamma) for")],
         "squared": [("lr * self.gamma for", "lr * self.gamma**self.last_epoch for")],
@@ -95,15 +109,15 @@ MUTANTS: dict[str, dict[str, Edits]] = {
     },
     "polynomiallr": {
         "power ignored": [("** self.power\n        return [lr * ratio", "\n        return [lr * ratio")],
-        "goes on after the end": [("self.last_epoch == 0 or self.last_epoch > self.total", "self.last_epoch == 0 or self.last_epoch == self.total + 1")],
-        "starts again after the end": [("if self.last_epoch == 0 or self.last_epoch > self.total:\n            return self.lrs", "if self.last_epoch == 0:\n            return self.lrs\n        if self.last_epoch > self.total:\n            return list(self.base_lrs)")],
+        "goes on after the end": [("self.fresh or self.last_epoch > self.total", "self.fresh or self.last_epoch == self.total + 1")],
+        "starts again after the end": [("if self.fresh or self.last_epoch > self.total:\n            return self.lrs", "if self.last_epoch == 0:\n            return self.lrs\n        if self.fresh or self.last_epoch > self.total:\n            return list(self.base_lrs)")],
         "stops one early": [("self.last_epoch > self.total:", "self.last_epoch >= self.total:")],
         "one more iteration": [("self.total, self.power = total_iters, power", "self.total, self.power = total_iters + 1, power")],
         "power of each part": [("((1.0 - self.last_epoch / self.total) / (1.0 - (self.last_epoch - 1) / self.total)) ** self.power", "(1.0 - self.last_epoch / self.total) ** self.power / (1.0 - (self.last_epoch - 1) / self.total)")],
         "jump past the end": [("min(self.total, self.last_epoch)", "self.last_epoch"), ("left**self.power", "abs(left) ** self.power")],
     },
     "cosineannealinglr": {
-        "stays at the bottom": [("    def chained(self):\n        if self.last_epoch == 0:", "    def chained(self):\n        if self.last_epoch == 0 or self.last_epoch > self.T_max:")],
+        "stays at the bottom": [("    def chained(self):\n        if self.fresh:", "    def chained(self):\n        if self.fresh or self.last_epoch > self.T_max:")],
         "jumps up after the bottom": [("rise = (1 - math.cos(math.pi / self.T_max)) / 2", "rise = 1.0")],
         "eta_min ignored": [("self.T_max, self.eta_min = T_max, eta_min", "self.T_max, self.eta_min = T_max, 0.0")],
         "eta_min a floor": [("self.T_max, self.eta_min = T_max, eta_min", "self.T_max, self.eta_min = T_max, 0.0"), ("return [above / below * (lr - self.eta_min) + self.eta_min for lr in self.lrs]", "return [max(above / below * lr, 1e-5) for lr in self.lrs]")],
@@ -114,6 +128,7 @@ MUTANTS: dict[str, dict[str, Edits]] = {
         "bottom of the first period only": [("% (2 * self.T_max) == 0", "== 0")],
         "jump clamps": [("math.cos(math.pi * self.last_epoch / self.T_max)\n        return [self.eta_min +", "math.cos(math.pi * min(self.last_epoch, self.T_max) / self.T_max)\n        return [self.eta_min +")],
         "sine": [("above = 1 + math.cos(", "above = 1 - math.sin(")],
+        "writes the closed form when it is continued": [("        if self.fresh:\n            return self.lrs\n", "        if self.fresh:\n            return self.closed()\n")],
     },
     "cosineannealingwarmrestarts": {
         "restarts one late": [("if self.T_cur >= self.T_i:", "if self.T_cur > self.T_i:")],
@@ -220,15 +235,20 @@ MUTANTS: dict[str, dict[str, Edits]] = {
     },
 }  # fmt: skip
 
-NO_COUNTER = "the chained form multiplies by the same factor in every epoch but 0: no counter can be seen"
 EQUIVALENT: dict[tuple[str, str], str] = {
-    ("steplr", "construction does not step"): "lr(0) is the initial lr",
-    ("exponentiallr", "construction does not step"): "lr(0) is the initial lr",
-    ("cosineannealinglr", "construction does not step"): "lr(0) is the initial lr",
-    ("exponentiallr", "stops after 20 epochs"): NO_COUNTER,
-    ("exponentiallr", "saves nothing"): NO_COUNTER,
-    ("exponentiallr", "does not load"): NO_COUNTER,
-    ("exponentiallr", "loads one epoch early"): NO_COUNTER,
+    **{
+        (rule, "construction does not step"): "lr(0) is the initial lr"
+        for rule in ("multiplicativelr", "steplr", "polynomiallr", "cosineannealinglr")
+    },
+    **{
+        (rule, "stops after 20 epochs"): "nothing changes after its iterations"
+        for rule in ("constantlr", "polynomiallr", "swalr")
+    },
+    **{
+        (rule, "takes the present lr for the initial one"): "it never looks at the initial lr of a group"
+        for rule in ("multiplicativelr", "cycliclr", "onecyclelr", "swalr")
+    },
+    **{(rule, "begins anew whatever the epoch"): "it takes no epoch" for rule in ("cycliclr", "swalr")},
     ("cycliclr", "peak by the other branch"): "both branches give 1 at the peak",
 }
 """(rule, mutant) -> why no test can tell it from the right one."""
