@@ -84,6 +84,20 @@ def residuals(step: Step, keys: Sequence[str], cube: Cube, groups: Groups, carri
     return result
 
 
+def outcomes(
+    step: Step, keys: Sequence[str], cube: Cube, groups: Groups
+) -> Iterator[tuple[int, NDArray[np.int64], int, Floats, dict[str, Floats]]]:
+    """What a rule makes of the recorded inputs: step of the cube, members, their group, new samples of param and state.
+
+    The samples are [members, 16]; the order depends on the cube and not on the options.
+    """
+    for i, number in enumerate(cube.steps.tolist()):
+        for chosen, hyper in _batches(cube, i, groups.get(number, {}), keys, None):
+            new, state = _run(step, cube, i, chosen, hyper, keys, None)
+            if new is not None:
+                yield i, chosen, cube.members[int(chosen[0])].group, new, state
+
+
 def _batches(
     cube: Cube, i: int, options: Mapping[int, Mapping[str, Any]], keys: Sequence[str], carried: Carried | None
 ) -> Iterator[tuple[NDArray[np.int64], Mapping[str, Any]]]:

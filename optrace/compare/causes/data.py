@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.gradients import gradients_at
+from optrace.compare.causes.micro import parted_after
 from optrace.compare.words import count_words
 
 
@@ -104,6 +105,7 @@ def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cau
         told.append(
             "the random state differs, as it did before without effect" if step > 1 else "the random state differs"
         )
+    told += parted_after(case)
     losses = [case.column("loss", side).get(step) for side in (0, 1)]
     if None not in losses:
         same = losses[0] == losses[1]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from optrace.compare.causes import data, gradients, groups, lr, replicas, start, state, steps, updates
-from optrace.compare.causes.case import Case
+from optrace.compare.causes import data, gradients, groups, lr, micro, replicas, start, state, steps, updates
+from optrace.compare.causes.case import Case, figure
 from optrace.compare.causes.cause import Cause
 from optrace.errors import OptraceError
 
@@ -92,7 +92,7 @@ def _primary(case: Case, rules: _Rules) -> list[Cause]:
     base = quantity.partition(".")[0]
     at_start = first.step == int(case.timeline.steps[0]) and first.step not in case.steps[:1]
     resumed_start = case.offset(case.pair) and first.step == case.offset(case.pair)
-    if kind == "none" or (base == "grad" and kind == "missing"):
+    if base == "grad" and kind in ("none", "missing"):
         return list(start.frozen(case)) or list(gradients.missing(case))
     if base == "param_in":
         return list(start.outside(case))
@@ -100,10 +100,12 @@ def _primary(case: Case, rules: _Rules) -> list[Cause]:
         return list(start.init(case))
     if base == "state_in" or (base == "state" and (at_start or resumed_start)):
         return list(state.state_before(case))
-    if base == "grad":
+    if base in ("grad", "grad_micro"):
         return _one(
             lambda: steps.skipped(case),
             lambda: replicas.clipped_apart(case),
+            lambda: micro.partial(case),
+            lambda: micro.scaled(case),
             lambda: gradients.changed(case),
             lambda: _noise(case),
             lambda: data.upstream(case),
@@ -160,13 +162,36 @@ def _of_hyper(case: Case, rules: _Rules) -> list[Cause]:
         for link in groups.moved_links(case, pair)
     )
     found = moved if moved and in_moved else []
-    if key in groups.LR_NAMES:
+    if key in groups.LR_NAMES or groups.cycled(case, key):
+        made_up = _made_up(case, rules)
+        if made_up:
+            return made_up
         skipped = [] if found else list(steps.skipped(case))
         if skipped and lr.shifted_by_skips(case):
             return skipped
         return found or _claimed_first(list(lr.learning_rates(case))) or list(groups.options(case))
     return found or [
         cause for cause in groups.options(case) if key.partition(".")[0] in cause.summary.partition(" is ")[0]
+    ]
+
+
+def _made_up(case: Case, rules: _Rules) -> list[Cause]:
+    """The one cause of another lr that makes up for another form of momentum."""
+    factor = lr.constant_factor(case, case.pair) if _may_differ_in_rule(case, case.pair) else None
+    verdict = rules(case.pair) if factor is not None else None
+    if factor is None or verdict is None or verdict.lr_factor is None or abs(factor / verdict.lr_factor - 1) > 1e-9:
+        return []
+    (cause,) = verdict.causes
+    updates = "the updates of all steps agree" if "update" not in case.first_steps else "and yet the updates differ"
+    return [
+        replace(
+            cause,
+            summary=f"{cause.summary}; the lr of {{B}} is {figure(factor)} times {{A}}'s, which makes up for it",
+            fix=cause.fix.replace(
+                "(1 - momentum)", f"(1 - momentum) and divide lr by {figure(max(factor, 1 / factor))}"
+            ),
+            evidence=(*cause.evidence, updates),
+        )
     ]
 
 
@@ -217,7 +242,7 @@ def _beside(case: Case, rules: _Rules) -> Iterator[Cause]:
     yield from start.dtypes(case)
     yield from groups.membership(case)
     skips = case.first is not None and any(True for _ in steps.skipped(case))
-    yield from () if skips else (cause for cause in lr.learning_rates(case) if cause.claimed)
+    yield from () if skips or _made_up(case, rules) else (c for c in lr.learning_rates(case) if c.claimed)
     yield from groups.options(case)
     if case.first is not None and not skips and not case.first.quantity.startswith("grad"):
         yield from (cause for cause in data.batches_apart(case) if cause.claimed)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optrace.compare.causes.hard_coded import hard_coded
 from optrace.compare.causes.replays import Recorded
 from optrace.replayer.cubes import Cube, renamed
+from optrace.replayer.engine import Groups
 from optrace.replayer.known import Rule, Variant
 
 Floats = NDArray[np.float64]
@@ -17,16 +19,23 @@ Floats = NDArray[np.float64]
 _STEPS = 6
 
 
-def fitted_variants(record: Recorded, rule: Rule) -> Iterator[tuple[Variant, Mapping[str, Any]]]:
+def fitted_variants(record: Recorded, rule: Rule) -> Iterator[tuple[Variant, Groups]]:
     """Variants of a rule whose numbers were estimated from the first recorded steps, and the options they use."""
     names = record.names_for(rule.state_keys)
     if names is None:
         return
-    cube = next(record.stretches(), None)
+    cube = next(record.stretches((_STEPS,)), None)
     if cube is None:
         return
     cube = renamed(cube, names)
     options = record.groups_for(rule.name)
+    for variant, hyper in _averages(rule, cube, options):
+        yield variant, record.groups_for(rule.name, hyper)
+    yield from hard_coded(rule, cube, options)
+
+
+def _averages(rule: Rule, cube: Cube, options: Groups) -> Iterator[tuple[Variant, Mapping[str, Any]]]:
+    """Other betas, momentum or alpha, seen in the state."""
     if rule.name in ("adam", "adamw"):
         yield from _betas(rule, cube, options)
     elif rule.name == "sgd":

@@ -341,6 +341,9 @@ def _partial(case: Case, step: int, found: Gradients) -> Cause | None:
     for side, name in ((1, "{B}"), (0, "{A}")):
         other = ("{B}", "{A}")[side]
         n, most = lost[side]
+        passed = _passed_over(case, side, step, lost)
+        if passed is not None:
+            return passed
         if n and not lost[1 - side][0] and most > 1:
             return Cause(
                 "grad-partial",
@@ -362,6 +365,28 @@ def _partial(case: Case, step: int, found: Gradients) -> Cause | None:
                     steps=(step, max(case.steps)),
                 )
     return None
+
+
+def _passed_over(case: Case, side: int, step: int, lost: Sequence[tuple[int, int]]) -> Cause | None:
+    """Rounds of backward passes that went without a step, at this step as at few others."""
+    (n, most), (none, usual) = lost[side], lost[1 - side]
+    if none or not usual or not n or n % usual or most != n + usual:
+        return None
+    alike = [s for s in case.steps if s > step and _lost(case.between(side, s))[0]]
+    if 2 * len(alike) > len([s for s in case.steps if s > step]):
+        return None
+    name, other = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
+    return Cause(
+        "steps-missing",
+        f"{name} zeroes the gradients and goes backward {n // usual + 1} times for step {step}, and steps once: it"
+        f" passes over {count_words(n // usual, 'step')} that {other} takes",
+        f"look in {name} for a condition under which optimizer.step() is not called there",
+        (
+            f"backward passes since the last step: {most} in {name}, {usual} in {other};"
+            f" {count_words(n, 'gradient')} of {name} {'was' if n == 1 else 'were'} zeroed unused",
+        ),
+        steps=(step, step),
+    )
 
 
 def _lost(events: Sequence[Event]) -> tuple[int, int]:

@@ -86,6 +86,8 @@ def options(case: Case) -> Iterator[Cause]:
         if (found.group_a, found.group_b) not in moved_links(case, found.pair):
             by_key[found.key.partition(".")[0]].append(found)
     for key, several in by_key.items():
+        if cycled(case, key):
+            continue
         several.sort(key=lambda found: (found.step, found.group_a))
         yield _option(case, key, several)
 
@@ -122,7 +124,7 @@ def _option(case: Case, key: str, several: list[HyperDifference]) -> Cause:
     where = "" if len(groups) == n_groups == 1 else f" of {where}"
     since = "" if first.step <= min(case.steps, default=1) else f" since step {first.step}"
     evidence = [f"differs at {count_words(first.count, 'step')}, first at step {first.step}"]
-    schedulers = _writers(case, key)
+    schedulers = _writers(case, key, first)
     if schedulers:
         evidence.append(f"{schedulers} steps in {{B}} and writes {key} into the groups (cycle_momentum)")
         fix = f"in {{B}} build {schedulers} with cycle_momentum=False, or do so in both"
@@ -138,12 +140,28 @@ def _option(case: Case, key: str, several: list[HyperDifference]) -> Cause:
     )
 
 
-def _writers(case: Case, key: str) -> str:
-    """A scheduler of B that is known to write momentum or betas, when B's value changes and A's does not."""
+def cycled(case: Case, key: str) -> bool:
+    """Whether an option moves with lr on both sides, by the same scheduler, and so differs as lr does."""
+    lr_differs = any(found.decides and found.key in LR_NAMES for found in case.hyper.differences.values())
+    own, other = _cycling(case)
+    return key.partition(".")[0] in ("momentum", "betas") and lr_differs and bool(own & other)
+
+
+def _cycling(case: Case) -> tuple[set[str], set[str]]:
+    """Schedulers of both sides that are known to write momentum or betas."""
+    a, b = ({str(e.data.get("class")) for e in events if e.kind == "scheduler_step"} for events in case.events)
+    return a & {"OneCycleLR", "CyclicLR"}, b & {"OneCycleLR", "CyclicLR"}
+
+
+def _writers(case: Case, key: str, found: HyperDifference) -> str:
+    """A scheduler of B that is known to write momentum or betas, where B's value moves and A's does not."""
     if key not in ("momentum", "betas"):
         return ""
-    classes = [{e.data.get("class") for e in events if e.kind == "scheduler_step"} for events in case.events]
-    return next((name for name in ("OneCycleLR", "CyclicLR") if name in classes[1] - classes[0]), "")
+    values = [
+        {value for by_group in case.options(side, found.pair).values() if (value := by_group.get(group, {}).get(name))}
+        for side, group, name in ((0, found.group_a, key), (1, found.group_b, key))
+    ]
+    return next(iter(sorted(_cycling(case)[1])), "") if len(values[0]) < 2 <= len(values[1]) else ""
 
 
 def _difference(case: Case, pair: int, link: Link, key: str) -> HyperDifference:

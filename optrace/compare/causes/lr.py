@@ -22,6 +22,7 @@ SAME = 1e-12
 DISTINCT = 3
 """Values that a schedule must show before a stretched or shifted one is recognised."""
 FASTEST = 64
+_OPTIONS = "the schedulers step equally often: give that of {B} the options of {A}'s (start, lengths, patience, mode)"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Fit:
     compared: int
     distinct: int
     """Values of A's schedule that were met, in the group that shows most."""
+    met: int
+    """Places at which the two tables differ that it explains."""
     factor: int = 0
     since: int = 0
     """First step of it; 0: all."""
@@ -77,6 +80,14 @@ def learning_rates(case: Case) -> Iterator[Cause]:
         table = [series for series in _table(case, pair) if series.groups not in moved]
         if differing and any(len(series.unequal) for series in table):
             yield from _Tables(case, pair, table).decide()
+
+
+def constant_factor(case: Case, pair: int) -> float | None:
+    """B's lr over A's where it is one number other than 1 in all groups and at all steps."""
+    table = [series for series in _table(case, pair) if len(series.both)]
+    if not table or not all(len(series.unequal) == len(series.both) for series in table):
+        return None
+    return _Tables(case, pair, table).constant_factor()
 
 
 def shifted_by_skips(case: Case) -> bool:
@@ -136,7 +147,7 @@ class _Tables:
         if frozen is not None:
             return [frozen]
         rate, shift = self._best(self._rates()), self._best(self._shifts())
-        constant = self._constant_factor()
+        constant = self.constant_factor()
         told = self._told()
         if rate is not None and rate.distinct >= DISTINCT and (shift is None or shift.distinct < rate.distinct):
             return [self._rate(rate)]
@@ -200,7 +211,7 @@ class _Tables:
             distinct = max(distinct, len(np.unique(own[steps])))
             met += int(np.isin(steps, series.unequal).sum())
         return (
-            Fit(True, compared, distinct, factor, since)
+            Fit(True, compared, distinct, met, factor, since)
             if compared >= DISTINCT and met >= 1 and distinct >= 2
             else None
         )
@@ -222,12 +233,13 @@ class _Tables:
             yield from slow[:1]
 
     def _shifts(self) -> Iterator[Fit]:
+        unequal = sum(len(series.unequal) for series in self.changed)
         for since in (0, self.start) if self.start > self.first_b else (0,):
             found = False
             for k in range(1, max(self.last, 2)):
                 for shift in (k, -k):
                     fit = self._fit(lambda t, shift=shift: t + shift, shift, since)  # type: ignore[misc]
-                    if fit is not None:
+                    if fit is not None and 2 * fit.met >= unequal:
                         found = True
                         yield fit
             if found:
@@ -239,7 +251,7 @@ class _Tables:
         found = sorted(fits, key=lambda fit: (-fit.distinct, -fit.compared))
         return found[0] if found else None
 
-    def _constant_factor(self) -> float | None:
+    def constant_factor(self) -> float | None:
         """B's lr over A's, where it is one number other than 1 at all steps that differ, from the first on."""
         ratios = []
         for series in self.changed:
@@ -315,8 +327,10 @@ class _Tables:
             f"in {{B}} step the scheduler once an optimizer step, not {k} times (as when it is stepped for every"
             " micro-batch)"
             if k > 0
-            else f"in {{B}} step the scheduler at every optimizer step, not at every {-k}th"
+            else f"in {{B}} step the scheduler at every optimizer step, not once in {-k}"
         )
+        if self._told() == "lr-value":
+            fix = f"{_OPTIONS}: its lengths are {factor_words(1 / k if k > 0 else -k)} {{A}}'s"
         evidence = [f"lr of {{B}} is {{A}}'s at steps {abs(k)} times as far apart: {_met(fit)}"]
         often = self.events[1][0]
         if often and self.events[0][0]:
@@ -338,11 +352,14 @@ class _Tables:
         k = abs(fit.factor)
         when, other = ("early", "later") if fit.factor > 0 else ("late", "earlier")
         since = f" since step {fit.since}" if fit.since else ""
+        fix = f"in {{B}} start the schedule {count_words(k, 'step')} {other}: compare where scheduler.step() is called"
+        fix += ", and last_epoch"
+        if self._told() == "lr-value":
+            fix = _OPTIONS
         return Cause(
             "lr-shift",
             f"the lr schedule of {{B}} is the one of {{A}}, {count_words(k, 'step')} {when}{since}",
-            f"in {{B}} start the schedule {count_words(k, 'step')} {other}: compare where scheduler.step() is called,"
-            f" and last_epoch   (checked: makes lr equal at all {count_words(fit.compared, 'place')} compared)",
+            f"{fix}   (checked: makes lr equal at all {count_words(fit.compared, 'place')} compared)",
             (f"lr of {{B}} at step t is {{A}}'s at step t {'+' if fit.factor > 0 else '-'} {k}: {_met(fit)}",),
             steps=(self.start, self.last),
         )

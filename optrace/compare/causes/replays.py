@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,6 @@ CARRIED_EPS = 8.0
 """The same where the rule had to carry its own state from step to step, whose roundings add up."""
 MOST_STEPS = 2000
 """Steps that are replayed at most."""
-_FIRST_LOOK = 6
 _TORCHS = {other: name for name, others in SYNONYMS.items() for other in others}
 
 
@@ -116,13 +117,14 @@ class Recorded:
             return None
         return {f"state.{own}": f"state.{name}" for own, name in names.items()}
 
-    def stretches(self) -> Iterator[Cube]:
-        """Samples of the recorded steps: a few first, so that what does not fit is given up soon."""
+    def stretches(self, looks: tuple[int, ...] = (2, 6)) -> Iterator[Cube]:
+        """Samples of the recorded steps, a few first, up to `looks`, so that what does not fit is given up soon."""
         low, high = self.source.steps
         seen = 0
         for cube in cubes(self.trace, self.index, self.members, low, high):
             number = np.arange(len(cube.steps))
-            for keep in (number < _FIRST_LOOK, number >= _FIRST_LOOK):
+            for start, end in itertools.pairwise((0, *looks, len(number))):
+                keep = (number >= start) & (number < end)
                 if keep.any():
                     part = cut(cube, keep)
                     yield part
@@ -130,7 +132,7 @@ class Recorded:
             if seen >= MOST_STEPS:
                 return
 
-    @property
+    @cached_property
     def from_its_start(self) -> bool:
         """Whether the record begins where the optimizer did: without state, or with zeros, and leaves out no step."""
         steps = sorted(self.options)

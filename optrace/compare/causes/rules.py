@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from optrace.compare.causes.case import Case, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.fitted import fitted_variants
+from optrace.compare.causes.pairs import pairs
 from optrace.compare.causes.replays import Recorded, Trial
 from optrace.compare.words import count_words
+from optrace.replayer.engine import Groups
 from optrace.replayer.known import RULES, VARIANTS, Rule, Variant
 
 
@@ -35,6 +37,8 @@ class Verdict:
     """The rule that A follows; empty where it follows none of ours."""
     n_steps: int = 0
     """Steps of A that were judged by it."""
+    lr_factor: float | None = None
+    """What B's lr must be of A's for their rules to make the same updates after all."""
 
 
 def judge_rules(case: Case, pair: int) -> Verdict:
@@ -44,14 +48,13 @@ def judge_rules(case: Case, pair: int) -> Verdict:
     follows_a, follows_b = _followed(a, names), _followed(b, names)
     if follows_a is not None and follows_b is not None and follows_a.rule is follows_b.rule:
         return Verdict((), True, follows_a.rule.name, min(follows_a.trial.n_steps, follows_b.trial.n_steps))
-    if follows_a is not None:
-        found = tuple(_variants(case, pair, b, follows_a, mistaken=1))
-        if found:
-            return Verdict(found, False)
-    if follows_b is not None:
-        found = tuple(_variants(case, pair, a, follows_b, mistaken=0))
-        if found:
-            return Verdict(found, False)
+    for record, right, mistaken in ((b, follows_a, 1), (a, follows_b, 0)):
+        if right is not None:
+            found = list(_variants(case, pair, record, right, mistaken))
+            if found:
+                factor = _made_up(record, right.rule, [variant for variant, _ in found])
+                factor = 1 / factor if factor and mistaken == 0 else factor
+                return Verdict(tuple(cause for _, cause in found), False, lr_factor=factor)
     if follows_a is not None and follows_b is not None:
         one, other = follows_a.rule.name, follows_b.rule.name
         words = f"{case.subject(1, pair)} follows the rule of {other}, {case.subject(0, pair)} that of {one}"
@@ -155,40 +158,74 @@ def _followed(record: Recorded, names: list[str]) -> Followed | None:
     return None
 
 
-def _variants(case: Case, pair: int, record: Recorded, right: Followed, mistaken: int) -> Iterator[Cause]:
-    """Causes for the side that does not follow the other's rule: variants that give its record."""
+def _made_up(record: Recorded, rule: Rule, found: Sequence[Variant]) -> float | None:
+    """The factor on lr with which the one variant makes torch's updates: an average from zero is a share of the sum."""
+    if [variant.name for variant in found] != ["average"]:
+        return None
+    given = {float(o["momentum"]) for groups in record.groups_for(rule.name).values() for o in groups.values()}
+    return 1 / (1 - given.pop()) if len(given) == 1 else None
+
+
+def _variants(
+    case: Case, pair: int, record: Recorded, right: Followed, mistaken: int
+) -> Iterator[tuple[Variant, Cause]]:
+    """Variants that give the record of the side that does not follow the other's rule, each with its cause."""
     rule = right.rule
     known = VARIANTS.get(rule.name, ())
-    if not known or _plain_fits(record, rule):
+    if _plain_fits(record, rule):
         return
-    trials: list[tuple[Variant, Trial]] = []
-    groups: dict[str, Any] = {}
     plain = record.groups_for(rule.name)
-    for variant in known:
-        groups[variant.name] = plain
-        trials += [(variant, trial) for trial in _trials(record, variant.name, variant.step, rule.state_keys)]
+    fitting = _fitting(record, rule, [(variant, plain) for variant in known])
+    if not fitting:
+        fitting = _fitting(record, rule, list(fitted_variants(record, rule)))
+    codes = dict.fromkeys(variant.code for variant, _ in fitting)
+    for code in codes:
+        variant, trial = next(found for found in fitting if found[0].code == code)
+        alike = len(fitting) if len(codes) == 1 else 1
+        yield variant, _cause(case, pair, record, right, variant, trial, mistaken, 1.0 / len(codes), alike)
+    if not fitting:
+        yield from _two_at_once(case, pair, record, right, mistaken)
+
+
+def _fitting(
+    record: Recorded, rule: Rule, candidates: Sequence[tuple[Variant, Groups]], *, both_ways: bool = True
+) -> list[tuple[Variant, Trial]]:
+    """The variants that give the record, each with its trial; where some do from recorded state, those alone.
+
+    State that is recorded is better evidence than state that is made up; without `both_ways` the latter is tried only
+    where none is recorded.
+    """
+    trials: list[tuple[Variant, Trial]] = []
+    groups: dict[str, Groups] = {}
+    for variant, options in candidates:
+        groups[variant.name] = options
+        own = _trials(record, variant.name, variant.step, rule.state_keys)
+        trials += [(variant, trial) for trial in (own if both_ways else own[:1])]
     record.judge([trial for _, trial in trials], groups)
-    fitting: dict[str, tuple[Variant, Trial]] = {}
+    found: dict[str, tuple[Variant, Trial]] = {}
     for variant, trial in trials:
         if trial.fits:
-            fitting.setdefault(variant.name, (variant, trial))
-    if not fitting:
-        for variant, hyper in fitted_variants(record, rule):
-            options = record.groups_for(rule.name, hyper)
-            for trial in _trials(record, variant.name, variant.step, rule.state_keys):
-                record.judge([trial], {variant.name: options})
-                if trial.fits:
-                    fitting.setdefault(variant.name, (variant, trial))
-    by_record = {name: found for name, found in fitting.items() if not found[1].carry}
-    fitting = by_record or fitting  # state that is recorded is better evidence than state that is made up
-    codes = dict.fromkeys(variant.code for variant, _ in fitting.values())
-    if len(fitting) == 1 or len(codes) == 1:
-        variant, trial = next(iter(fitting.values()))
-        yield _cause(case, pair, record, right, variant, trial, mistaken, 1.0, len(fitting))
-    else:
-        for code in codes:
-            variant, trial = next(v for v in fitting.values() if v[0].code == code)
-            yield _cause(case, pair, record, right, variant, trial, mistaken, 1.0 / len(codes), 1)
+            found.setdefault(variant.name, (variant, trial))
+    recorded = [each for each in found.values() if not each[1].carry]
+    return recorded or list(found.values())
+
+
+def _two_at_once(
+    case: Case, pair: int, record: Recorded, right: Followed, mistaken: int
+) -> Iterator[tuple[Variant, Cause]]:
+    """Two causes where no single mistake gives the record, and two of one kind each do; nothing where several do."""
+    plain = record.groups_for(right.rule.name)
+    both = {variant.name: (parts, variant) for parts, variant in pairs(VARIANTS.get(right.rule.name, ()))}
+    found = _fitting(record, right.rule, [(variant, plain) for _, variant in both.values()], both_ways=False)
+    codes = {frozenset(part.code for part in both[variant.name][0]) for variant, _ in found}
+    if len(codes) != 1:
+        return
+    variant, trial = found[0]
+    one, other = both[variant.name][0]
+    first = _cause(case, pair, record, right, one, trial, mistaken, 1.0, len(found), beside=other)
+    second = _cause(case, pair, record, right, other, trial, mistaken, 1.0, len(found), beside=one)
+    yield one, first
+    yield other, replace(second, independent_of=(first.code,))
 
 
 def _plain_fits(record: Recorded, rule: Rule) -> bool:
@@ -209,16 +246,18 @@ def _cause(
     mistaken: int,
     score: float,
     alike: int,
+    beside: Variant | None = None,
 ) -> Cause:
     hyper = _example(record, right.rule, variant)
     does, torch_does, mend = variant.words(hyper)
     wrong, other = case.subject(mistaken, pair), case.subject(1 - mistaken, pair)
     side = ("{A}", "{B}")[mistaken]
     n = trial.n_steps
+    how = "this one change" if beside is None else "two changes, and with no single one that is known"
     evidence = [
         f"replayed from its own inputs, {other} follows {right.rule.name} at all"
         f" {count_words(right.trial.n_steps, 'step')}; {wrong} does not, and follows it at all"
-        f" {count_words(n, 'step')} with this one change",
+        f" {count_words(n, 'step')} with {how}",
     ]
     if trial.carry:
         evidence.append("its state was recomputed from its start, for the record holds none of this form")
@@ -233,7 +272,8 @@ def _cause(
     checked = ""
     if score == 1.0:
         n = min(n, right.trial.n_steps)
-        checked = f"   (checked: makes {'all ' if n > 1 else 'the '}{count_words(n, 'step')} equal)"
+        who = "makes" if beside is None else "both changes make"
+        checked = f"   (checked: {who} {'all ' if n > 1 else 'the '}{count_words(n, 'step')} equal)"
     start = min(case.steps, default=1)
     return Cause(
         variant.code,

@@ -46,7 +46,11 @@ State = Mapping[tuple[int, str], Row]
 
 
 def _state(rows: Snapshot) -> State:
-    return {(cell, q.removeprefix("state.")): row for (cell, q), row in rows.items() if q.startswith("state.")}
+    return {
+        (cell, q.removeprefix("state.")): row
+        for (cell, q), row in rows.items()
+        if q.startswith("state.") and row.present  # a row that is not tells that the state is gone
+    }
 
 
 def _unequal(a: Row | None, b: Row | None) -> bool:

@@ -14,14 +14,14 @@ from optrace.trace.dtypes import eps_of
 
 
 def unmoved(case: Case) -> Iterator[Cause]:
-    """Updates of the first divergent step that are zero on one side and not on the other."""
+    """Updates of the first divergent step that are zero on one side and not on the other, where all else agrees."""
     first = case.first
     assert first is not None
     rows = case.at(first.step)
     for side, name in ((1, "{B}"), (0, "{A}")):
         other = ("{B}", "{A}")[side]
         still, part, moved, lost = [], [], 0, []
-        below = True
+        below, agrees = True, True
         for n, cell in case.cells():
             own, theirs = rows[side].get((n, "update")), rows[1 - side].get((n, "update"))
             grad = rows[side].get((n, "grad"))
@@ -39,8 +39,12 @@ def unmoved(case: Case) -> Iterator[Cause]:
                 still.append(cell.param_a)
             elif zero.any() and close(own.used[~zero], theirs.used[~zero], eps=2.0**-23, n=1024):
                 part.append(cell.param_a)
+            else:
+                agrees &= close(own.used, theirs.used, eps=2.0**-23, n=1024)
         if lost and below and (still or part):
             yield _rounded(case, name, other, lost, first.step)
+        elif not agrees:
+            continue  # what moves does so by other numbers: a rule that stands still here is no more than that
         elif still and not part:
             who = "no parameter" if len(still) == moved else few(still)
             verb = "moves" if len(still) in (1, moved) and len(still) == moved else "do not move"
