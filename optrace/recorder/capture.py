@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from optrace.recorder.plans import AfterPlan, BeforePlan, Label, Located, StateL
 from optrace.recorder.selection import Quantities
 from optrace.recorder.settings import Settings
 from optrace.recorder.shards import Piece, Shard
+from optrace.recorder.steady import OPTIONS, Steady
 from optrace.recorder.tensors import NOTHING, Found, Kind
 from optrace.trace.writer import TensorLayout
 
@@ -32,6 +33,8 @@ Present = npt.NDArray[np.bool_]
 Options = list[dict[str, hyper.Scalar]]
 
 _LAYOUTS = 64
+_PATIENCE = 1024
+"""So many steps at most until an optimizer that does not stay as it is is tried again."""
 _NO_NUMBERS = Located([], [], [])
 _NO_FINGERPRINTS: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
@@ -93,6 +96,12 @@ class _Running:
     scale: torch.Tensor | None
     keyframe: bool
     keep: list[Any]
+    groups: list[tuple[int, dict[str, hyper.Scalar]]] = field(init=False)
+    steady: bool = False
+    """Whether all was as at the step before; then `params` are left out."""
+
+    def __post_init__(self) -> None:
+        self.groups = list(enumerate(self.options))
 
 
 class Capture:
@@ -122,6 +131,9 @@ class Capture:
         self._last_state = _Last()
         self._group_keys: list[tuple[int, str]] = []
         self._running: _Running | None = None
+        self._steady: Steady | None = None
+        self._as_ever: _Running | None = None
+        self._wait = self._patience = 1
         self._told: set[str] = set()
         self._pieces: dict[str, dict[str, Piece]] = {}
 
@@ -130,9 +142,14 @@ class Capture:
         """Bytes held for copies of parameters."""
         return self._copies.held
 
+    @property
+    def known_steps(self) -> int:
+        """So many steps, up to the last, were as the one before them and known in one look."""
+        return 0 if self._steady is None else self._steady.steps
+
     def release(self) -> None:
         """Give memory back: the optimizer is gone."""
-        self._running = self._before = self._after = None
+        self._running = self._before = self._after = self._steady = self._as_ever = None
         self._copies.release()
 
     def params_table(self, optimizer_class: str) -> list[dict[str, Any]]:
@@ -186,6 +203,10 @@ class Capture:
             scale: the gradients are so many times too large (a fused step's).
             micro: the gradients after each backward since the last step, which become rows `grad_micro.<k>`.
         """
+        if self._steady is not None:
+            if scale is None and not micro and self._again(optimizer, self._steady):
+                return
+            self._no_longer()
         keep: list[Any] = []
         self._finder.scalars.clear()
         options: Options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
@@ -209,16 +230,44 @@ class Capture:
         keyframe = self._settings.values == "full" or (self._whole and step % whole.KEYFRAME == 0)
         self._running = _Running(params, located, options, gradients, extra, scale, keyframe, keep)
 
-    def evaluated(self) -> None:
+    def _again(self, optimizer: Any, steady: Steady) -> bool:
+        """Measure with what is known from the step before; False where something has changed."""
+        found, running = steady.before(optimizer, torch.get_num_threads()), self._as_ever
+        if not found or running is None:
+            return False
+        if found == OPTIONS:
+            options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
+            running = self._as_ever = replace(running, options=options)
+        self._running = running
+        return True
+
+    def _no_longer(self) -> None:
+        """Look for everything again, now that something has changed; what changes often is tried the later again."""
+        steady, self._steady, self._as_ever = self._steady, None, None
+        held = 0
+        if steady is not None:
+            held = steady.steps
+            words, split = np.frombuffer(steady.words, np.int64), len(self._last_params.fingerprints)
+            self._last_params.fingerprints, self._last_state.fingerprints = words[:split], words[split:]
+        self._wait = self._patience = min(2 * self._patience, _PATIENCE) if held < self._patience else 1
+
+    def evaluated(self, optimizer: Any) -> None:
         """Measure the gradients anew: a closure has just evaluated them."""
         running = self._running
         if running is None or not self._wanted.grad:
             return
+        running = self._running = self._found_again(optimizer, running)
         keep: list[Any] = []
         grads = self._finder.grads(running.params, keep, running.scale)
         rows = measure_now(list(grads), torch.get_num_threads())
         present = np.array([kind is not None for kind in grads.kinds], np.bool_)
         running.gradients = _Gradients(grads, rows, present, self._whole_grads(running.params, grads))
+
+    def _found_again(self, optimizer: Any, running: _Running) -> _Running:
+        """What is known of the running step, with the parameters."""
+        if not running.steady:
+            return running
+        return replace(running, params=self.inventory.current(optimizer)[0], steady=False)
 
     def forget(self) -> None:
         """Drop a step that did not come to its end."""
@@ -231,6 +280,12 @@ class Capture:
         running, self._running = self._running, None
         if running is None or self._before is None:
             raise RuntimeError("a step ended that had not begun")
+        if running.steady and self._steady is not None and self._after is not None:
+            if self._steady.after(optimizer, torch.get_num_threads()):
+                return Finished(running.groups, self._tensors(self._after, running.extra))
+        if self._steady is not None:
+            self._no_longer()
+        running = self._found_again(optimizer, running)
         keep: list[Any] = []
         wanted = self._wanted
         self._finder.scalars.clear()
@@ -262,7 +317,40 @@ class Capture:
             if running.keyframe:
                 values |= self._whole_params("param", running.params, located) | self._whole_state("state", state)
         tensors = self._tensors(plan, running.extra)
-        return Finished(list(enumerate(running.options)), tensors, values, keep)
+        self._look_for_steady(optimizer, running, located, state, (self._before, plan))
+        return Finished(running.groups, tensors, values, keep)
+
+    def _look_for_steady(
+        self,
+        optimizer: Any,
+        running: _Running,
+        located: Located,
+        state: StateFound,
+        plans: tuple[BeforePlan, AfterPlan],
+    ) -> None:
+        """Be ready to know the next step in one look, if it is like this one; not at once after that has failed."""
+        if self._wait:
+            self._wait -= 1
+            return
+        plan, grads = plans[0], running.gradients.located
+        copies = self._copies.addresses if self._wanted.update else None
+        if (
+            self._whole
+            or running.scale is not None
+            or running.extra.labels
+            or self._group_keys
+            or running.gradients.rows is not plan.grad_rows
+            or not self._finder.plain
+            or not plan.fits(grads, located, state.located, copies)
+        ):
+            return
+        plan.fill(located, state.located)
+        kinds = grads if self._wanted.grad else None
+        self._steady = Steady.of(optimizer, plans, running.params, located, kinds, self._wanted.state)
+        if self._steady is not None:
+            self._as_ever = replace(running, params=[], located=located, keep=[], steady=True)
+        else:
+            self._no_longer()
 
     def _plan_after(
         self,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from threading import get_ident as _thread
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ import torch
 from optrace.recorder.fingerprints import combine, is_plain, signed
 from optrace.recorder.generators import generator_fingerprint
 from optrace.recorder.later import Mean, Slots
-from optrace.recorder.leftovers import Leftovers
+from optrace.recorder.leftovers import Leftovers, version_of
 
 Value = float | torch.Tensor
 """A number, or a 0-d tensor on a device that is read when the step has ended."""
@@ -85,6 +87,16 @@ class _Track:
         if self.pending is not None:
             self.pending = self.pending.copy()
 
+    def join(self, other: _Track) -> None:
+        """Take over what `other` counted, and clear it."""
+        self.n_backward += other.n_backward
+        self.total, self.n_losses = self.total + other.total, self.n_losses + other.n_losses
+        if other.pending:
+            self.pending = deque([*(self.pending or ()), *other.pending], maxlen=PENDING)
+        self.rng = other.rng if self.rng is None else self.rng
+        self.batch = other.batch if self.batch is None else self.batch
+        other.clear()
+
     def add(self, values: Iterable[Value], rng: int | None) -> None:
         """Count one backward."""
         self.n_backward += 1
@@ -139,7 +151,7 @@ Mark = tuple[torch.Tensor, Callable[[], Any] | None, int]
 
 def _mark(param: torch.Tensor) -> Mark:
     grad = param.grad
-    return (param, None, 0) if grad is None else (param, weakref.ref(grad), grad._version)
+    return (param, None, 0) if grad is None else (param, weakref.ref(grad), version_of(grad))
 
 
 def _same(mark: Mark) -> bool:
@@ -147,12 +159,13 @@ def _same(mark: Mark) -> bool:
     grad = param.grad
     if grad is None or reference is None:
         return grad is None and reference is None
-    return reference() is grad and version == grad._version
+    return reference() is grad and version == version_of(grad)
 
 
 class Backward(NamedTuple):
     """A backward that runs: what it counts as, for which optimizers (by id) it already did, and gradients before it."""
 
+    thread: int
     values: list[Value]
     rng: int | None
     given: dict[int, int]
@@ -166,6 +179,9 @@ class StepContext:
     in turn have each its own loss. `loss` is the mean of the roots whose gradients are still there: those of
     backwards since the last step, less the ones that a `zero_grad` threw away (a skipped step's, all but the last
     evaluation of a closure). `n_backward` counts those too.
+
+    Where several threads train, each looks at the gradients of its own optimizers only (those that it made, cleared or
+    stepped last): a gradient must not be read while another thread's backward writes it.
     """
 
     def __init__(self, at_first_step: Callable[[], None] = lambda: None) -> None:
@@ -174,11 +190,17 @@ class StepContext:
         self._references: dict[int, weakref.ref[Any]] = {}
         self._closed = _Track()
         """The account that was closed last: where an optimizer that was not known before its first step begins."""
-        self._unclaimed = _Track()
-        """Backwards that changed no gradient of a known optimizer: those of one that is not known yet."""
+        self._unclaimed: dict[int, _Track] = {}
+        """By thread: backwards that changed no gradient of a known optimizer: those of one that is not known yet."""
+        self._lock = threading.RLock()
+        """Held while gradients are looked at; a backward begins only when no thread does."""
+        self._threads: set[int] = set()
+        """Threads that have made backwards."""
+        self._thread_of: dict[int, int] = {}
+        """By id of the optimizer: the thread that made, cleared or stepped it last."""
         self._gone: list[weakref.ref[Any]] = []
         self._stepped: set[int] = set()
-        self._running: list[Backward] = []
+        self._running: dict[int, Backward] = {}
         self._scaled: list[tuple[weakref.ref[Any], Value]] = []
         self._at_first_step = at_first_step
         self._leftovers = Leftovers()
@@ -189,7 +211,8 @@ class StepContext:
 
     def know(self, optimizer: Any) -> None:
         """Open the account of an optimizer that has just been made."""
-        self._open(optimizer, _Track())
+        with self._lock:
+            self._open(optimizer, _Track())
 
     def owners(self, params: Sequence[Any]) -> list[Any]:
         """Return the known optimizers that hold one of `params`; a single known one whatever they are."""
@@ -211,10 +234,11 @@ class StepContext:
         begin = max(self._tracks.values(), key=lambda other: other.n_backward, default=self._closed)
         begin = begin if begin.n_backward or begin.batch is not None else self._closed
         track = _Track()
-        if self._unclaimed.n_backward:
-            track.copy_from(self._unclaimed)
+        unclaimed = self._unclaimed.get(_thread())
+        if unclaimed is not None and unclaimed.n_backward:
+            track.copy_from(unclaimed)
             track.batch = begin.batch
-            self._unclaimed.clear()
+            unclaimed.clear()
         else:
             track.copy_from(begin)
         return self._open(optimizer, track)
@@ -225,19 +249,34 @@ class StepContext:
         self._tracks.pop(0, None)
         self._tracks[key] = track
         self._references[key] = weakref.ref(optimizer, self._gone.append)
+        self._thread_of[key] = _thread()
         return track
 
     def _close_gone(self) -> None:
         """Close the accounts of optimizers that are no more: not while one is collected, which can be at any moment."""
         while self._gone:
             reference = self._gone.pop()
-            for key in [key for key, held in self._references.items() if held is reference]:
-                del self._references[key], self._tracks[key]
+            for key in [key for key, held in list(self._references.items()) if held is reference]:
+                del self._references[key], self._tracks[key], self._thread_of[key]
                 self._stepped.discard(key)
 
     def _live(self) -> list[tuple[Any, _Track]]:
         pairs = [(reference(), self._tracks[key]) for key, reference in list(self._references.items())]
         return [pair for pair in pairs if pair[0] is not None]
+
+    # ---- threads ----
+
+    def _mine(self) -> dict[int, _Track]:
+        """The accounts of this thread's optimizers, whose gradients no other thread's backward writes; alone: all."""
+        if len(self._threads) <= 1:
+            return self._tracks
+        here, threads = _thread(), self._thread_of
+        return {key: track for key, track in list(self._tracks.items()) if threads.get(key) == here}
+
+    def alone(self, look: Callable[[], list[str]]) -> list[str]:
+        """What `look` finds, where only one thread trains; it may read any gradient. Nothing where several do."""
+        with self._lock:
+            return look() if len(self._threads) <= 1 else []
 
     # ---- backward ----
 
@@ -246,45 +285,50 @@ class StepContext:
 
         What it returns goes to `end_backward` or `fail_backward`.
         """
-        values: list[Value] = []
-        for root in roots:
-            value = self._root_value(root) if self._scaled else read_scalar(root)
-            if value is not None:
-                values.append(value)
-        if self._gone:
-            self._close_gone()
-        tracks = self._tracks
-        if not tracks:
-            tracks[0] = _Track()
-        rng = None
-        for track in tracks.values():
-            if track.rng is None:
-                rng = generator_fingerprint()
-                break
-        given: dict[int, int] = {}
-        marks: list[tuple[int, list[Mark]]] = []
-        if 1 < len(tracks) <= REACH_LIMIT:
-            marks = [(id(o), list(map(_mark, _probes(o)))) for o, _ in self._live()]
-        else:
-            for key, track in tracks.items():
-                track.add(values, rng)
-                given[key] = track.n_backward
-        backward = Backward(values, rng, given, marks)
-        self._running.append(backward)
-        self._leftovers.before_backward()
-        return backward
+        with self._lock:
+            values: list[Value] = []
+            for root in roots:
+                value = self._root_value(root) if self._scaled else read_scalar(root)
+                if value is not None:
+                    values.append(value)
+            if self._gone:
+                self._close_gone()
+            here = _thread()
+            self._threads.add(here)
+            tracks = self._mine()
+            if not self._tracks:
+                tracks[0] = self._tracks[0] = _Track()
+            rng = None
+            for track in tracks.values():
+                if track.rng is None:
+                    rng = generator_fingerprint()
+                    break
+            given: dict[int, int] = {}
+            marks: list[tuple[int, list[Mark]]] = []
+            if 1 < len(tracks) <= REACH_LIMIT:
+                marks = [(id(o), list(map(_mark, _probes(o)))) for o, _ in self._live() if id(o) in tracks]
+            else:
+                for key, track in tracks.items():
+                    track.add(values, rng)
+                    given[key] = track.n_backward
+            backward = Backward(here, values, rng, given, marks)
+            self._running[id(backward)] = backward
+            self._leftovers.before_backward(tracks)
+            return backward
 
     def end_backward(self, backward: Backward) -> None:
         """Count the backward for those optimizers whose gradients it changed."""
-        self._running = [running for running in self._running if running is not backward]
-        self._leftovers.after_backward()
-        if backward.marks:
-            with torch._C.DisableTorchFunction():
-                for key, marks in backward.marks:
-                    if not all(map(_same, marks)):
-                        self._give(backward, key)
-            if not backward.given:
-                self._unclaimed.add(backward.values, backward.rng)
+        with self._lock:
+            self._running.pop(id(backward), None)
+            mine = self._mine()
+            self._leftovers.after_backward(mine)
+            if backward.marks:
+                with torch._C.DisableTorchFunction():
+                    for key, marks in backward.marks:
+                        if key in mine and not all(map(_same, marks)):
+                            self._give(backward, key)
+            if not backward.given and (backward.marks or not mine):
+                self._unclaimed.setdefault(backward.thread, _Track()).add(backward.values, backward.rng)
         if self.after_backward is not None:
             for key, count in backward.given.items():
                 reference = self._references.get(key)
@@ -294,7 +338,7 @@ class StepContext:
 
     def fail_backward(self, backward: Backward) -> None:
         """Uncount a backward that raised."""
-        self._running = [running for running in self._running if running is not backward]
+        self._running.pop(id(backward), None)
         for key, count in backward.given.items():
             track = self._tracks.get(key)
             if track is not None and track.n_backward == count:
@@ -323,41 +367,50 @@ class StepContext:
 
     def zeroed(self, optimizer: Any) -> None:
         """Drop the losses whose gradients an optimizer's `zero_grad` has thrown away."""
-        track = self._tracks.get(id(optimizer)) or self._track(optimizer)
-        if track.n_losses or track.pending:
-            track.forget_losses()
+        with self._lock:
+            track = self._tracks.get(id(optimizer)) or self._track(optimizer)
+            self._thread_of[id(optimizer)] = _thread()
+            if track.n_losses or track.pending:
+                track.forget_losses()
 
     def mark_gradients(self) -> list[tuple[_Track, list[Mark]]]:
         """Look at the gradients before a module's `zero_grad`, of optimizers that have losses to lose."""
-        if not any(track.n_losses or track.pending for track in self._tracks.values()):
-            return []
-        return [(track, [_mark(p) for p in _probes(o) if p.grad is not None]) for o, track in self._live()]
+        with self._lock:
+            mine = self._mine()
+            if not any(track.n_losses or track.pending for track in mine.values()):
+                return []
+            seen = [(o, track) for o, track in self._live() if id(o) in mine]
+            return [(track, [_mark(p) for p in _probes(o) if p.grad is not None]) for o, track in seen]
 
     def module_zeroed(self, before: list[tuple[_Track, list[Mark]]]) -> None:
         """Drop the losses of optimizers all of whose gradients have changed since `mark_gradients`."""
-        for track, marks in before:
-            if marks and not any(map(_same, marks)):
-                track.forget_losses()
+        with self._lock:
+            for track, marks in before:
+                if marks and not any(map(_same, marks)):
+                    track.forget_losses()
 
     def clipped(self, owners: Iterable[Any], norm: Value | None) -> None:
         """Note the total norm that a clip found; the first after a backward is the one before clipping."""
         if norm is None:
             return
         nobody = [] if self._references else [self._tracks.setdefault(0, _Track())]
-        for track in [self._track(optimizer) for optimizer in owners] or nobody:
-            if track.norm is None:
-                track.norm = norm
+        with self._lock:
+            for track in [self._track(optimizer) for optimizer in owners] or nobody:
+                if track.norm is None:
+                    track.norm = norm
 
     def skip(self, optimizer: Any) -> None:
         """Count a skipped step."""
-        self._track(optimizer).n_skipped += 1
+        with self._lock:
+            self._track(optimizer).n_skipped += 1
 
     def yielded(self, fingerprint: int) -> None:
         """Note a batch that a loader yielded, by its unsigned fingerprint."""
-        if not self._tracks:
-            self._tracks[0] = _Track()
-        for track in self._tracks.values():
-            track.batch = fingerprint if track.batch is None else combine((track.batch, fingerprint))
+        with self._lock:
+            if not self._tracks:
+                self._tracks[0] = _Track()
+            for track in self._mine().values() or [self._unclaimed.setdefault(_thread(), _Track())]:
+                track.batch = fingerprint if track.batch is None else combine((track.batch, fingerprint))
 
     # ---- the step ----
 
@@ -376,26 +429,32 @@ class StepContext:
         showed it), batch and rng (signed 64-bit fingerprints or None). Values on a device are waited for here, or with
         `slots` put there: then loss and grad_norm tell them by `optrace.recorder.later.arrived`.
         """
-        if self._gone:
-            self._close_gone()
-        key = id(optimizer)
-        track = self._tracks.get(key) or self._track(optimizer)
-        if self._running and torch._C._current_graph_task_id() != -1:  # the step is made inside the backward
-            for backward in self._running:
-                self._give(backward, key)
-        batch = track.batch
-        taken = {
-            "loss": track.loss(slots),
-            "n_backward": track.n_backward,
-            "n_skipped": track.n_skipped,
-            "grad_norm": number(track.norm) if slots is None else slots.put(track.norm),
-            "batch": None if batch is None else signed(batch),
-            "rng": track.rng,
-        }
-        self._closed, self._tracks[key] = track, self._closed
-        self._tracks[key].clear()
-        self._leftovers.after_step(optimizer, _probes)
-        if key not in self._stepped:
-            self._stepped.add(key)
-            self._at_first_step()
-        return taken
+        with self._lock:
+            if self._gone:
+                self._close_gone()
+            key = id(optimizer)
+            track = self._tracks.get(key) or self._track(optimizer)
+            here = _thread()
+            self._thread_of[key] = here
+            if len(self._threads) > 1 and not track.n_backward and here in self._unclaimed:
+                track.join(self._unclaimed[here])
+            if self._running and torch._C._current_graph_task_id() != -1:  # the step is made inside the backward
+                running = list(self._running.values())
+                for backward in [one for one in running if one.thread == here] or running:
+                    self._give(backward, key)
+            batch = track.batch
+            taken = {
+                "loss": track.loss(slots),
+                "n_backward": track.n_backward,
+                "n_skipped": track.n_skipped,
+                "grad_norm": number(track.norm) if slots is None else slots.put(track.norm),
+                "batch": None if batch is None else signed(batch),
+                "rng": track.rng,
+            }
+            self._closed, self._tracks[key] = track, self._closed
+            self._tracks[key].clear()
+            self._leftovers.after_step(optimizer, _probes)
+            if key not in self._stepped:
+                self._stepped.add(key)
+                self._at_first_step()
+            return taken

@@ -32,6 +32,9 @@ class StateFound:
     """The leaves themselves; empty where only whole values would need them."""
 
 
+_NO_STATE = StateFound([], [], _NOTHING_LOCATED)
+
+
 class Finder:
     """Where things lie; what has not changed since the last look is found again by a few comparisons."""
 
@@ -50,6 +53,15 @@ class Finder:
         self._grads = _NOTHING_LOCATED
         self._state: StateFound | None = None
         self._known_state: KnownState | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that was found last are plain tensors, which can be known again."""
+        return (
+            not self._flat
+            and self._known_params is not None
+            and (not self._wanted.state or (self._known_state is not None and self._known_state.tensors_only))
+        )
 
     def params(self, optimizer: Any, keep: list[Any]) -> tuple[list[torch.Tensor], Located]:
         """The recorded parameters; those whose values are out of reach are left out from now on."""
@@ -123,6 +135,8 @@ class Finder:
 
     def state(self, optimizer: Any, params: list[torch.Tensor], keep: list[Any], things: bool) -> StateFound:
         """The state of `params`; `things` says whether the leaves themselves are needed."""
+        if not self._wanted.state:
+            return _NO_STATE
         state = optimizer.state
         if self._known_state is not None and self._state is not None and not things:
             if self._known_state.holds(state, params, self.scalars):

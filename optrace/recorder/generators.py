@@ -22,6 +22,7 @@ and the position agree in all. Hashing every word would cost more than the rest 
 
 _TORCH_STATE = 24 + 8 * _WORDS
 """Where the words end in torch's CPU state: seed, left, seeded and next come before, kept normal deviates after."""
+_TORCH_HEAD = 24 + 8 * _HEAD
 
 
 def generator_fingerprint() -> int:
@@ -41,12 +42,12 @@ def _torch_crc(torch: Any) -> int:
     """CRC-32 of torch's generators, unseen by whoever watches torch's functions or operators."""
     with torch._C.DisableTorchFunction():
         state = torch.default_generator.get_state()
-        address, size = state.data_ptr(), state.numel()
+        size = state.numel()
+        words = _view(state.data_ptr(), size)
         if size > _TORCH_STATE:
-            crc = zlib.crc32(_TorchHead.from_address(address))
-            crc = zlib.crc32(string_at(address + _TORCH_STATE, size - _TORCH_STATE), crc)
+            crc = zlib.crc32(words[_TORCH_STATE:], zlib.crc32(words[:_TORCH_HEAD]))
         else:
-            crc = zlib.crc32(string_at(address, size))
+            crc = zlib.crc32(words)
         if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
             for generator in torch.cuda.default_generators:
                 state = generator.get_state()
@@ -116,5 +117,4 @@ def _view(address: int, size: int) -> memoryview:
     return memoryview((c_char * size).from_address(address)).toreadonly()
 
 
-_TorchHead: Any = c_char * (24 + 8 * _HEAD)
 _HOST = _Host()

@@ -132,7 +132,9 @@ class StepHooks:
             return
         step.depth -= 1
         if step.depth == 0:
-            self._forget(optimizer)
+            del self._open[id(optimizer)]
+            optimizer._optimizer_step_pre_hooks.pop(KEY, None)
+            optimizer._optimizer_step_post_hooks.pop(KEY, None)
 
     def _forget(self, optimizer: Any) -> None:
         self._open.pop(id(optimizer), None)

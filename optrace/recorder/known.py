@@ -62,6 +62,7 @@ class KnownState:
     def __init__(self, size: int, entries: list[tuple[tuple[str, ...], list[Mark | type]] | None]) -> None:
         self._size = size
         self._entries = entries
+        self.tensors_only = all(isinstance(one, tuple) for entry in entries if entry is not None for one in entry[1])
 
     @classmethod
     def of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
@@ -31,18 +31,19 @@ class Leftovers:
         self._steps: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._found: set[int] = set()
 
-    def before_backward(self) -> None:
-        """Forget gradients that are no longer what the step, or the last backward, left."""
-        for key in list(self._left):
+    def before_backward(self, within: Container[int]) -> None:
+        """Forget gradients that are no longer what the step, or the last backward, left; of optimizers `within`."""
+        for key in [key for key in list(self._left) if key in within]:
             left = [entry for entry in self._left[key] if _as_left(entry)]
             if left:
                 self._left[key] = left
             else:
                 del self._left[key]
 
-    def after_backward(self) -> None:
-        """Take the gradients that a backward has added to as the same ones."""
-        for key, left in self._left.items():
+    def after_backward(self, within: Container[int]) -> None:
+        """Take the gradients that a backward has added to as the same ones; of optimizers `within`."""
+        for key in [key for key in list(self._left) if key in within]:
+            left = self._left[key]
             grown = [entry for entry in left if not _as_left(entry)]
             if grown:
                 self._touched.add(key)
@@ -73,10 +74,15 @@ class Leftovers:
         return False
 
 
+def version_of(grad: torch.Tensor) -> int:
+    """How often a gradient was written to; -1 for one made in inference mode, which does not count that."""
+    return -1 if grad.is_inference() else grad._version
+
+
 def _look(params: Iterable[torch.Tensor]) -> list[Left]:
     with torch._C.DisableTorchFunction():
         return [
-            (weakref.ref(param), weakref.ref(grad), grad._version)
+            (weakref.ref(param), weakref.ref(grad), version_of(grad))
             for param in params
             if type(grad := param.grad) is torch.Tensor
         ]
@@ -86,4 +92,4 @@ def _as_left(entry: Left) -> bool:
     param = entry[0]()
     with torch._C.DisableTorchFunction():
         grad = None if param is None else param.grad
-        return grad is not None and grad is entry[1]() and grad._version == entry[2]
+        return grad is not None and grad is entry[1]() and version_of(grad) == entry[2]

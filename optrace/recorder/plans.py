@@ -72,15 +72,19 @@ class BeforePlan:
             ops.append((HASH if copies is None else STAT if copy is None else COPY, found, copy or 0))
         ops += [(HASH, found, 0) for found in state]
         self._with_params = with_params
-        self._jobs: Jobs = np.zeros(len(ops), JOB)
+        self.jobs: Jobs = np.zeros(len(ops), JOB)
+        """Those of the gradients come first."""
         self.rows: Rows = np.zeros(len(ops), ROW)
         for row, (op, found, copy) in enumerate(ops):
-            fill_job(self._jobs[row], op, found, row, b=copy)
-        self._grad_addresses = self._jobs["a"][: self.n_grads]
-        self._other_addresses = self._jobs["a"][self.n_grads :]
+            fill_job(self.jobs[row], op, found, row, b=copy)
+        self._grad_addresses = self.jobs["a"][: self.n_grads]
+        self._other_addresses = self.jobs["a"][self.n_grads :]
         self._filled = params, state
         first, last = self.n_grads, self.n_grads + (len(params) if with_params else 0)
+        self._known = self.rows[first if hash_params else last :]["fingerprint"]
         self.grad_rows = self.rows[:first]
+        self.grad_words = words_of(self.grad_rows)
+        """The same memory as numbers."""
         self.param_rows = self.rows[first:last]
         self.param_fingerprints: npt.NDArray[np.int64] = self.param_rows["fingerprint"]
         self.state_fingerprints: npt.NDArray[np.int64] = self.rows[last:]["fingerprint"]
@@ -99,10 +103,22 @@ class BeforePlan:
     def run(self, grads: Located, params: Located, state: Located, threads: int) -> None:
         """Measure into `rows`; the parameters' values go to their copies."""
         self._grad_addresses[:] = grads.addresses
+        self.fill(params, state)
+        self.run_again(threads)
+
+    def fill(self, params: Located, state: Located) -> None:
+        """Set where the parameters and the state lie."""
         if params is not self._filled[0] or state is not self._filled[1]:
             self._other_addresses[:] = (params.addresses if self._with_params else []) + state.addresses
             self._filled = params, state
-        measure(self._jobs, self.rows, threads)
+
+    def run_again(self, threads: int) -> None:
+        """Measure where things lay the last time, or where `jobs` now say."""
+        measure(self.jobs, self.rows, threads)
+
+    def words(self) -> bytes:
+        """The fingerprints of parameters and state, as `AfterPlan.words` gives them after the step before."""
+        return self._known.tobytes()
 
 
 class AfterPlan:
@@ -164,6 +180,8 @@ class AfterPlan:
         self._filled = params, state, scalars
         self.param_fingerprints: npt.NDArray[np.int64] = self.rows[param_row:state_row]["fingerprint"]
         self.state_fingerprints: npt.NDArray[np.int64] = self.rows[state_row:scalar_row]["fingerprint"]
+        self._known = self.rows[param_row:scalar_row]["fingerprint"]
+        self._grad_words = words_of(self.rows[: self.n_grads])
         self.present = np.ones(total, np.bool_)
 
     def fits(
@@ -192,12 +210,26 @@ class AfterPlan:
         if self._filled[0] is not params or self._filled[1] is not state or self._filled[2] is not scalars:
             self._addresses[:] = (params.addresses if self._with_params else []) + state.addresses + scalars.addresses
             self._filled = params, state, scalars
+        self.run_again(words_of(grads[0]), before, threads)
+        if self.n_grads:
+            self.present[: self.n_grads] = grads[1]
+
+    def run_again(self, grads: npt.NDArray[np.int64], before: Rows, threads: int) -> None:
+        """Measure where things lay the last time; the same gradients are present, whose rows are given as numbers."""
         measure(self._jobs, self._rows, threads)
         if self.n_grads:
-            self.rows[: self.n_grads] = grads[0]
-            self.present[: self.n_grads] = grads[1]
+            self._grad_words[:] = grads
         for index, update, after in self.sampled:
             self._rows[update] = sampled_update(before[index] if index >= 0 else None, self._rows[after])
+
+    def words(self) -> bytes:
+        """The fingerprints of parameters and state, one after the other."""
+        return self._known.tobytes()
+
+
+def words_of(rows: Rows) -> npt.NDArray[np.int64]:
+    """The same rows as 64-bit words, [n, words of a row]: copied at once rather than field by field."""
+    return np.ascontiguousarray(rows).view(np.int64).reshape(len(rows), ROW.itemsize // 8)
 
 
 def sampled_update(before: np.void | None, after: np.void) -> np.void:

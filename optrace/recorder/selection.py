@@ -19,6 +19,8 @@ class Quantities:
         self.update = self.has("update")
         self.param = self.has("param")
         self.param_in = self.has("param_in")
+        self.state = not self._globs or any(map(_may_be_state, self._globs))
+        """Whether rows of some `state.<key>` may be kept."""
 
     def has(self, quantity: str) -> bool:
         """Whether rows of `quantity` are kept."""
@@ -34,6 +36,12 @@ class Quantities:
         elif quantity.startswith("state_in."):
             names.append("state." + quantity.removeprefix("state_in."))
         return not self._globs or any(fnmatchcase(name, glob) for name in names for glob in self._globs)
+
+
+def _may_be_state(glob: str) -> bool:
+    """Whether a glob may match some name that begins with `state.`, judged by what stands before its first wildcard."""
+    plain = min((glob.find(sign) for sign in "*?[" if sign in glob), default=len(glob))
+    return glob[:plain][:6] == "state."[:plain]
 
 
 def is_recorded(step: int, settings: Settings) -> bool:

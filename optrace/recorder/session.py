@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from optrace.recorder.attach import say
 from optrace.recorder.events_data import clean_json
 from optrace.recorder.later import Later, Slots, Tensors, arrived
 from optrace.recorder.settings import Settings
+from optrace.trace.schema import Event
 
 if TYPE_CHECKING:
     from optrace.recorder.device import Device
@@ -44,6 +46,10 @@ _RARE = frozenset(
 
 _PLAIN = frozenset({str, bool, int, type(None)})
 """JSON as they are, and unable to change."""
+
+
+_event: Callable[[tuple[int, int, str, int, dict[str, Any]]], Event] = partial(tuple.__new__, Event)
+"""An Event of a tuple, without a Python call: there are several a step."""
 
 
 class StoppedAfter(SystemExit):
@@ -222,7 +228,9 @@ class Session:
             return
         index, step, reference = -1, 0, None
         if optimizer is not None and self._steps is not None:
-            track = self._track_of(optimizer)
+            track = self._steps.find(optimizer)
+            if track is None or track.index < 0:
+                track = self._track_of(optimizer)
             if track is not None:
                 index, step = track.index, track.completed
             else:
@@ -287,8 +295,6 @@ class Session:
 
         `clean` as False leaves their data as it is, with numbers that have not arrived.
         """
-        from optrace.trace.writer import Event
-
         pending, self._pending = self._pending, []
         events = []
         for entry in pending:
@@ -301,7 +307,9 @@ class Session:
                 elif not last and optimizer is not None and self.active and len(self._pending) < _PENDING // 2:
                     self._pending.append(entry)
                     continue
-            events.append(Event(seq, step, kind, index, _json_of(data) if data and clean else data))
+            if clean and not _PLAIN.issuperset(map(type, data.values())):
+                data = _json_of(data)
+            events.append(_event((seq, step, kind, index, data)))
         return events
 
     # ---- optimizers that are not torch's ----
@@ -447,8 +455,6 @@ class Session:
         kind: str,
         data: dict[str, Any],
     ) -> None:
-        from optrace.trace.writer import Event
-
         if self._rank is None:
             return
         if track.capture is not None and track.capture.params_changed:
@@ -467,6 +473,8 @@ class Session:
             self._put(step, track.index, finished.groups, finished.tensors, taken, events)
             return
         index, groups, tensors = track.index, finished.groups, finished.tensors
+        if waiting is None and tensors is not None:  # the next step is measured into the same rows
+            tensors = tensors[0], tensors[1].copy(), tensors[2].copy()
 
         def write(found: Tensors | None) -> None:
             row = None if taken is None else {key: arrived(value) for key, value in taken.items()}
@@ -588,11 +596,6 @@ def _reference(thing: Any) -> weakref.ref[Any] | None:
 
 
 def _json_of(data: dict[str, Any]) -> dict[str, Any]:
-    for value in data.values():
-        if type(value) not in _PLAIN:
-            break
-    else:
-        return data
     try:
         cleaned: dict[str, Any] = clean_json(data)
     except RecordError as error:

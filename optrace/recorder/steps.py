@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import wraps
+from functools import partial, wraps
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +263,8 @@ class Steps:
             self._session.tell("gradients kept", optimizer=optimizer, step=track.completed)
         if track.completed == 1:
             held = [param for other in self._session.context.known() for param in _params(other)]
-            unheld, twice = self._names.unheld(_params(optimizer), held), _held_twice(optimizer)
+            unheld = self._session.context.alone(partial(self._names.unheld, _params(optimizer), held))
+            twice = _held_twice(optimizer)
             if unheld:
                 listed = unheld[:_LISTED]
                 self._session.tell("unheld", optimizer=optimizer, params=listed, count=len(unheld))

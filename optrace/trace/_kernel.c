@@ -16,6 +16,7 @@
 #include "_kernel_jobs.h"
 #include "_kernel_chunk.h"
 #include "_kernel_block.h"
+#include "_kernel_look.h"
 
 /* ---- threads --------------------------------------------------------------------------------------------------- */
 
@@ -330,6 +331,7 @@ static PyMethodDef METHODS[] = {
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, "measure(jobs, rows, threads): see measure.py"},
     {"instructions", (PyCFunction)(void (*)(void))instructions, METH_FASTCALL,
      "instructions([name]): choose the instruction set, the best one without a name; return its name"},
+    {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, "look(known, groups, state, jobs): see steady.py"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -341,7 +343,7 @@ static int execute(PyObject *module)
     restore_floats(before);
     PyObject *name = instructions(module, NULL, 0);
     Py_XDECREF(name);
-    return name ? 0 : -1;
+    return name ? intern_words() : -1;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

@@ -154,9 +154,29 @@ static void fill_fractions(void)
         fractions[slot] = fmod((slot - 1) * 0.6180339887498949, 1);
 }
 
+/* All elements of a small tensor, which are its sample. */
+static void take_all(const Job *job, int update, double *sample)
+{
+    const size_t n = (size_t)job->numel;
+    double before[SAMPLE];
+    to_doubles(job->dtype, (const void *)(uintptr_t)job->a, sample, n);
+    if (update)
+        to_doubles(job->dtype, (const void *)(uintptr_t)job->b, before, n);
+    for (size_t k = 0; k < SAMPLE; k++) {
+        if (k < n && update)
+            sample[k] -= before[k];
+        if (k >= n || isnan(sample[k]))
+            sample[k] = NAN;
+    }
+}
+
 static void take_sample(const Job *job, const Layout *layout, int update, double *sample)
 {
     const int64_t numel = job->global_numel ? job->global_numel : job->numel;
+    if (numel <= SAMPLE && job->numel == numel && !layout && !job->index_base) {
+        take_all(job, update, sample);
+        return;
+    }
     for (int slot = 0; slot < SAMPLE; slot++) {
         int64_t index = slot;
         if (numel > SAMPLE && slot == 1)

@@ -6,6 +6,7 @@ import marshal
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,7 @@ from optrace.trace.stream import BatchTemplate
 _TEMPLATES = 256
 """Layouts kept per table; a program that goes through more of them only pays for making them again."""
 
-_LONG = 256
-"""Data of events that take more bytes are not kept for the next time."""
-
+_KEY_COLUMNS = ("step", "optimizer")
 _STATISTICS = 9
 _FIRST_STATISTIC = "mean"
 _SECOND_STATISTIC = "l1"
@@ -51,6 +50,8 @@ class TensorLayout:
         self.dtype = tuple(dtype)
         self.numel = tuple(numel)
         self._template: BatchTemplate | None = None
+        self._rows: npt.NDArray[np.void] | None = None
+        self._there = b""
 
     def __len__(self) -> int:
         return len(self.param)
@@ -58,20 +59,32 @@ class TensorLayout:
     def fill(self, step: int, rows: npt.NDArray[np.void], present: npt.NDArray[np.bool_]) -> bytearray:
         """The batch of one step; `rows` are `measure.ROW`s and `present` booleans, both in the layout's order."""
         count = len(self.param)
-        if rows.shape != (count,) or present.shape != (count,) or rows.dtype.itemsize != ROW_BYTES:
-            raise TraceError(
-                f"a layout of {count} tensors got rows {rows.shape} of {rows.dtype.itemsize} bytes"
-                f" and present {present.shape}"
-            )
+        if rows is not self._rows:
+            self._look_at(rows)
+        if present.shape != (count,):
+            raise TraceError(f"a layout of {count} tensors got present {present.shape}")
         template = self._template
         if template is None:
             template = self._template = self._build()
-        numbers = np.ascontiguousarray(rows).view(np.int64).reshape(count, -1)
+        there = present.tobytes()
+        if there != self._there:
+            self._bits[:] = np.packbits(present, bitorder="little")
+            self._there = there
         self._step.fill(step)
-        self._bits[:] = np.packbits(present, bitorder="little")
-        self._statistics[:] = numbers[:, :_STATISTICS].T
-        self._sample[:] = numbers[:, _STATISTICS:]
+        self._statistics[:] = self._given_statistics
+        self._sample[:] = self._given_sample
         return template.bytes
+
+    def _look_at(self, rows: npt.NDArray[np.void]) -> None:
+        """Take another array of rows; the same one may be filled anew for each step."""
+        count = len(self.param)
+        if rows.shape != (count,) or rows.dtype.itemsize != ROW_BYTES:
+            raise TraceError(f"a layout of {count} tensors got rows {rows.shape} of {rows.dtype.itemsize} bytes")
+        whole = rows.flags.c_contiguous
+        self._rows = rows if whole else None
+        numbers = (rows if whole else np.ascontiguousarray(rows)).view(np.int64).reshape(count, ROW_BYTES // 8)
+        self._given_statistics = numbers[:, :_STATISTICS].T
+        self._given_sample = numbers[:, _STATISTICS:]
 
     def _build(self) -> BatchTemplate:
         count = len(self.param)
@@ -108,12 +121,15 @@ class GroupBatches:
         self._last: dict[int, _LastGroups] = {}
 
     def fill(self, step: int, optimizer: int, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bytearray | None:
-        """The batch of one step; None when the groups hold no option at all."""
-        signature = _signature(groups)
+        """The batch of one step; None when the groups hold no option at all. The last list given again is not read."""
         last = self._last.get(optimizer)
+        if last is not None and groups is last.groups:
+            last.steps.fill(step)
+            return last.message
+        signature = _signature(groups)
         if last is not None and ((signature is not None and last.signature == signature) or last.take_floats(groups)):
             last.steps.fill(step)
-            last.signature = signature
+            last.signature, last.groups = signature, groups
             return last.message
         rows = [(group, *scalar) for group, options in groups for scalar in flatten(options)]
         if not rows:
@@ -148,6 +164,7 @@ class _LastGroups:
         self, signature: bytes | None, template: BatchTemplate, groups: Sequence[tuple[int, Mapping[str, Any]]]
     ) -> None:
         self.signature = signature
+        self.groups = groups
         self.message = template.bytes
         self.steps = template.view("step", "i8")
         self.numbers = template.view("number", "f8")
@@ -199,32 +216,41 @@ def _members(options: Mapping[Any, Any]) -> Iterator[Any]:
 class StepBatches:
     """The one row of a step in the table `steps`; a template for each pattern of nulls."""
 
-    _nullable = tuple(column.name for column in COLUMNS["steps"] if column.nullable)
+    _names = tuple(column.name for column in COLUMNS["steps"][len(_KEY_COLUMNS) :])
+    _counts = tuple(column.name for column in COLUMNS["steps"][len(_KEY_COLUMNS) :] if not column.nullable)
 
     def __init__(self) -> None:
         self._templates: dict[tuple[bool, ...], _StepTemplate] = {}
 
     def fill(self, step: int, optimizer: int, values: Mapping[str, Any]) -> bytearray:
         """The batch of one step; a missing or None number is null (the counts: 0)."""
-        get = values.get
-        known = tuple([get(name) is not None for name in self._nullable])
+        numbers: list[Any] = [values.get(name) for name in self._names]
+        known = tuple([number is not None for number in numbers])
         template = self._templates.get(known)
         if template is None:
-            template = self._templates[known] = _StepTemplate(known)
-        numbers = [signed(int(get(name) or 0)) if integer else get(name) for name, integer in template.fields]
-        template.pack(template.message, template.start, step, optimizer, *numbers)
+            nulls = {name for name, there in zip(self._names, known, strict=True) if not there}
+            template = self._templates[known] = _StepTemplate(nulls.difference(self._counts))
+        if not all(known):
+            numbers = [values.get(name) or 0 for name, _ in template.fields]
+        try:
+            template.pack(template.message, template.start, step, optimizer, *numbers)
+        except struct.error:  # an integer of 64 bits without a sign, or one of another kind
+            numbers = [
+                signed(int(number)) if integer else number
+                for number, (_, integer) in zip(numbers, template.fields, strict=True)
+            ]
+            template.pack(template.message, template.start, step, optimizer, *numbers)
         return template.message
 
 
 class _StepTemplate:
     """A batch of one row; `pack` puts step, optimizer and the numbers of `fields` at their places in one call."""
 
-    def __init__(self, known: tuple[bool, ...]) -> None:
-        nulls = {name for name, there in zip(StepBatches._nullable, known, strict=True) if not there}
+    def __init__(self, nulls: set[str]) -> None:
         template = BatchTemplate(record_batch("steps", 1, {}, frozenset(nulls)))
         columns = [column for column in COLUMNS["steps"] if column.name not in nulls]
         self.message = template.bytes
-        self.fields = [(column.name, column.type != "double") for column in columns[2:]]
+        self.fields = [(column.name, column.type != "double") for column in columns[len(_KEY_COLUMNS) :]]
         self.start = template.place(columns[0].name)[0]
         codes = {"int64": ("q", 8), "int32": ("i", 4), "double": ("d", 8)}
         layout, end = "<", self.start
@@ -241,12 +267,11 @@ class EventBatches:
 
     def __init__(self) -> None:
         self._templates: dict[Any, _EventTemplate] = {}
-        self._texts: dict[bytes, bytes] = {}
 
     def fill(self, events: Sequence[Event]) -> bytearray:
         """The batch of these events (at least one), in their order."""
-        texts = [self._text(event.data) if event.data else b"{}" for event in events]
-        kinds = tuple([event.kind for event in events])
+        seqs, steps, kinds, optimizers, data = zip(*events, strict=True)
+        texts = [_text(one) if one else b"{}" for one in data]
         sizes = tuple([_bucket(len(text)) for text in texts])
         template = self._templates.get((kinds, sizes))
         if template is None:
@@ -254,24 +279,11 @@ class EventBatches:
                 self._templates.clear()
             template = self._templates[kinds, sizes] = _EventTemplate(kinds, sizes)
         message = template.message
-        template.longs(message, template.seq, *[event.seq for event in events])
-        template.longs(message, template.step, *[event.step for event in events])
-        template.ints(message, template.optimizer, *[event.optimizer for event in events])
-        for text, start, size in zip(texts, template.starts, sizes, strict=True):
-            message[start : start + size] = text.ljust(size)
+        template.longs(message, template.seq, *seqs)
+        template.longs(message, template.step, *steps)
+        template.ints(message, template.optimizer, *optimizers)
+        template.texts(message, template.data, *[text.ljust(size) for text, size in zip(texts, sizes, strict=True)])
         return message
-
-    def _text(self, data: Mapping[str, Any]) -> bytes:
-        """The data as JSON; that of events which come again and again is kept."""
-        key = _signature(data)
-        text = None if key is None else self._texts.get(key)
-        if text is None:
-            text = to_json(data).encode()
-            if key is not None and len(key) < _LONG:
-                if len(self._texts) >= _TEMPLATES:
-                    self._texts.clear()
-                self._texts[key] = text
-        return text
 
 
 class _EventTemplate:
@@ -281,18 +293,37 @@ class _EventTemplate:
         columns = {"kind": [clean(kind) for kind in kinds], "data": [" " * size for size in sizes]}
         template = BatchTemplate(record_batch("events", len(kinds), columns))
         self.message = template.bytes
-        self.seq, self.step, self.optimizer, data = (
-            template.place(name)[0] for name in ("seq", "step", "optimizer", "data")
-        )
-        self.starts = [data + sum(sizes[:i]) for i in range(len(sizes))]
+        places = (template.place(name)[0] for name in ("seq", "step", "optimizer", "data"))
+        self.seq, self.step, self.optimizer, self.data = places
         self.longs = struct.Struct(f"<{len(kinds)}q").pack_into
         self.ints = struct.Struct(f"<{len(kinds)}i").pack_into
+        self.texts = struct.Struct("".join(f"{size}s" for size in sizes)).pack_into
 
 
 def _bucket(size: int) -> int:
     """`size` rounded up: to 32 below 256, beyond that to an eighth of its power of two."""
-    unit = 32 if size <= 256 else 1 << (size.bit_length() - 3)
+    if size <= 256:
+        return size + 31 & -32
+    unit = 1 << (size.bit_length() - 3)
     return (size + unit - 1) // unit * unit
+
+
+def _text(data: Mapping[str, Any]) -> bytes:
+    """The data of an event as `to_json` writes it; the plain ones, which come with every step, by a shorter way."""
+    parts = []
+    for key, value in data.items():
+        write = _WRITERS.get(type(value))
+        if write is None or type(key) is not str:
+            return to_json(data).encode()
+        parts.append(f"{_quoted(key)}:{write(value)}")
+    return f"{{{','.join(parts)}}}".encode()
+
+
+def _word(value: bool | None) -> str:
+    return "null" if value is None else "true" if value else "false"
+
+
+_WRITERS: dict[type, Any] = {str: _quoted, int: repr, bool: _word, type(None): _word}
 
 
 def flatten(options: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str, float, str]]:

@@ -23,12 +23,14 @@ def _load_kernel() -> Any:
     if os.environ.get("OPTRACE_KERNEL") == "numpy":
         return None
     try:
-        return importlib.import_module("optrace.trace._kernel").measure
+        return importlib.import_module("optrace.trace._kernel")
     except ImportError:
         return None
 
 
-_measure_c = _load_kernel()
+kernel = _load_kernel()
+"""The C kernel's module; None where NumPy measures."""
+_measure_c = None if kernel is None else kernel.measure
 
 
 def measure(jobs: NDArray[np.void], rows: NDArray[np.void], threads: int = 1) -> None:

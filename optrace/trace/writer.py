@@ -91,6 +91,7 @@ class RankWriter:
         self._info: dict[str, Any] = {}
         self._value_bytes = 0
         self._streams = {table: TableStream(self.folder, table) for table in TABLES}
+        self._tables = tuple(self._streams.values())
         self._groups = GroupBatches()
         self._steps = StepBatches()
         self._events = EventBatches()
@@ -146,7 +147,7 @@ class RankWriter:
                 raise TraceError(f"step {step} was finished by a signal handler while another step was being written")
             self._busy = True
             streams = self._streams
-            marks = [(stream, stream.size) for stream in streams.values()]
+            marks = [(stream, stream.size) for stream in self._tables]
             try:
                 if groups:
                     batch = self._groups.fill(step, optimizer, groups)
@@ -271,7 +272,7 @@ class RankWriter:
     def _after_write(self) -> None:
         """Start sealing streams that have grown full, and write the events that a signal handler left."""
         limit = self.segment_bytes
-        for stream in self._streams.values():
+        for stream in self._tables:
             if stream.size > limit:
                 self._sealer.start(stream.finish())
         if self._late:

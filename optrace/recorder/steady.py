@@ -1,0 +1,150 @@
+"""Knows an optimizer again that holds what it held at the step before: the kernel tells in one look.
+
+Most steps are like the last: the same parameters at the same addresses, the same state, gradients of the same sizes
+somewhere else. Then the plans of what to measure stay as they are, and nothing has to be found. Without the C kernel,
+and for whatever is not plain (shards, numbers in state, tensors as options), each step is found anew.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from optrace.recorder.known import Mark, mark
+from optrace.recorder.plans import AfterPlan, BeforePlan, Located
+from optrace.recorder.tensors import COMPLEX
+from optrace.trace.measure import kernel
+
+_FIXED = frozenset({float, int, bool, str, type(None)})
+_NOT_OPTIONS = frozenset({"params", "param_names"})
+_NO_OPTION = ...
+
+DIFFERENT, OPTIONS, SAME = range(3)
+"""What a look may find: something else, the same tensors under other options, all the same."""
+
+Options = list[tuple[Any, ...]]
+Params = list[tuple[Any, ...]]
+
+
+class Steady:
+    """What an optimizer held at a step, and the plans that are right for it."""
+
+    def __init__(self, before: BeforePlan, after: AfterPlan, params: Params, options: Options, state: Any) -> None:
+        self._plan, self._plan_after = before, after
+        self._params, self._state = params, state
+        self._known: tuple[Any, ...] = ()
+        self.words = after.words()
+        """Fingerprints in the last rows: of parameters, then of state."""
+        self.steps = 0
+        """Steps that were known in one look."""
+        self._set(options)
+
+    @classmethod
+    def of(
+        cls,
+        optimizer: Any,
+        plans: tuple[BeforePlan, AfterPlan],
+        params: Sequence[torch.Tensor],
+        located: Located,
+        grads: Located | None,
+        with_state: bool,
+    ) -> Steady | None:
+        """Remember the recorded `params` of an optimizer and where they lie, the kinds of their gradients, its state.
+
+        `plans` have just been run. `grads`: None where they are not recorded; `with_state`: whether state is. None when
+        something cannot be known again in one look.
+        """
+        options = _options(optimizer.param_groups)
+        if kernel is None or options is None:
+            return None
+        recorded: dict[int, tuple[Any, ...]] = {}
+        for index, (param, address) in enumerate(zip(params, located.addresses, strict=True)):
+            seen, wanted = mark(param, address), _gradient(grads, index)
+            if seen is None or wanted is ...:
+                return None
+            recorded[id(param)] = seen, bool(param.requires_grad), wanted
+        groups: Params = []
+        waiting = dict(recorded)
+        for group in optimizer.param_groups:
+            if type(group["params"]) is not list:
+                return None
+            groups.append(tuple([waiting.pop(id(one), (weakref.ref(one),)) for one in group["params"]]))
+        state = _state(optimizer.state, recorded) if with_state else ...
+        return None if state is None else cls(*plans, groups, options, state)
+
+    def before(self, optimizer: Any, threads: int) -> int:
+        """Measure before the rule if all is as it was: DIFFERENT if not, or if values were edited since the last step.
+
+        After OPTIONS the new ones are known.
+        """
+        found: int = kernel.look(self._known, optimizer.param_groups, optimizer.state, self._plan.jobs)
+        if found == OPTIONS:
+            options = _options(optimizer.param_groups)
+            if options is None:
+                return DIFFERENT
+            self._set(options)
+        if found:
+            self._plan.run_again(threads)
+            if self._plan.words() != self.words:
+                return DIFFERENT
+        return found
+
+    def after(self, optimizer: Any, threads: int) -> bool:
+        """Measure after the rule if it has left all where it was, and the options as they were; whether it has."""
+        if kernel.look(self._known, optimizer.param_groups, optimizer.state, None) != SAME:
+            return False
+        self._plan_after.run_again(self._plan.grad_words, self._plan.param_rows, threads)
+        self.words = self._plan_after.words()
+        self.steps += 1
+        return True
+
+    def _set(self, options: Options) -> None:
+        groups = tuple(zip(self._params, options, strict=True))
+        self._known = groups, self._state, (torch.Tensor, torch.nn.Parameter, torch.strided)
+
+
+def _gradient(grads: Located | None, index: int) -> Any:
+    """Dtype and size of a gradient; None: there is none; False: it is not wanted; ...: it is no plain one."""
+    if grads is None:
+        return False
+    kind = grads.kinds[index]
+    if kind is None:
+        return None
+    return (kind, grads.numels[index]) if isinstance(kind, torch.dtype) and kind not in COMPLEX else ...
+
+
+def _options(groups: Sequence[Mapping[str, Any]]) -> Options | None:
+    """Keys and values in turn of each group; None where one could change without becoming another object."""
+    found = []
+    for group in groups:
+        pairs: list[Any] = []
+        for key, value in group.items():
+            if key in _NOT_OPTIONS:
+                value = _NO_OPTION
+            elif type(value) not in _FIXED and (type(value) is not tuple or not _FIXED.issuperset(map(type, value))):
+                return None
+            pairs += (key, value)
+        found.append(tuple(pairs))
+    return found
+
+
+def _state(state: Any, recorded: Mapping[int, Any]) -> tuple[Any, ...] | None:
+    """A parameter's reference, then key and mark of each tensor in turn, for each entry; None where there is more."""
+    if not isinstance(state, dict):
+        return None
+    found = []
+    for param, entry in state.items():
+        if not isinstance(param, torch.Tensor):
+            return None
+        known: list[Any] = [weakref.ref(param)]
+        if id(param) in recorded:
+            for key, value in entry.items():
+                seen: Mark | None = mark(value, value.data_ptr())
+                if seen is None:
+                    return None
+                known += (key, seen)
+        found.append(tuple(known))
+    return tuple(found)
