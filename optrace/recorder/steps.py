@@ -98,14 +98,18 @@ class Steps:
         session = self._session
         if not session.active:
             return None
+        track, replaced = None, None
         try:
             with torch._C.DisableTorchFunction():
-                return self._before(optimizer, args, kwargs)
+                track = self.find(optimizer) or self._new_track(optimizer)
+                replaced = self._before(optimizer, track, args, kwargs)
         except Exception as error:
             session.fail(error)
-            return None
-        finally:
-            self._spent(optimizer, perf_counter() - start)
+        seconds = perf_counter() - start
+        session.price.hooks += seconds
+        if track is not None:
+            track.hooked = seconds
+        return replaced
 
     def after_step(self, optimizer: Any) -> None:
         """Measure after the rule and write the step."""
@@ -123,9 +127,10 @@ class Steps:
         track.ended = now
         session.price.hooks += now - start
         if session.active:
-            if track.index == 0 and track.kind is Kind.RECORDED:
+            if not session.price.told and track.index == 0 and track.kind is Kind.RECORDED:
                 session.tell_price(now)
-            self._stop_if_done(track)
+            if self._settings.stop_after is not None:
+                self._stop_if_done(track)
 
     def step_raised(self, optimizer: Any) -> None:
         """An exception ended the last step: an event, no number."""
@@ -140,7 +145,7 @@ class Steps:
 
     def after_backward(self, optimizer: Any, number: int) -> None:
         """Keep the gradients that the `number`-th backward since the last step has left (`micro`)."""
-        track = self._track(optimizer)
+        track = self.find(optimizer) or self._new_track(optimizer)
         if self._session.active and is_recorded(track.completed + 1, self._settings):
             if number <= MOST:
                 start = perf_counter()
@@ -151,9 +156,7 @@ class Steps:
 
     # ---- before ----
 
-    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
-        track = self._track(optimizer)
-        track.hooked = 0.0
+    def _before(self, optimizer: Any, track: Track, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
         track.kind = self._judge(optimizer, track)
         if track.kind not in (Kind.COUNTED, Kind.RECORDED):
             return None
@@ -181,7 +184,7 @@ class Steps:
     def _judge(self, optimizer: Any, track: Track) -> Kind:
         """What kind of call of `step()` this is."""
         first = _first_param(optimizer)
-        if first is not None and type(first) not in _REAL:
+        if type(first) not in _REAL and first is not None:
             if not is_within_reach(first) and not any(map(is_within_reach, _params(optimizer))):
                 return Kind.NOT_SEEN
         if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -216,7 +219,7 @@ class Steps:
                     with torch._C.DisableTorchFunction():
                         session.emit("closure", reference(), {"loss": _loss_of(result)})
                         if track.kind is Kind.RECORDED and track.capture is not None:
-                            track.capture.evaluated()
+                            track.capture.evaluated(optimizer)
                 except Exception as error:
                     session.fail(error)
                 self._spent(optimizer, perf_counter() - start)
@@ -286,19 +289,17 @@ class Steps:
 
     # ---- tracks ----
 
-    def _track(self, optimizer: Any) -> Track:
-        track = self.find(optimizer)
-        if track is None:
-            tracks, key = self._tracks, id(optimizer)
+    def _new_track(self, optimizer: Any) -> Track:
+        tracks, key = self._tracks, id(optimizer)
 
-            def gone(reference: weakref.ref[Any]) -> None:
-                held = tracks.get(key)
-                if held is not None and held.optimizer is reference:
-                    del tracks[key]
-                    if held.capture is not None:
-                        held.capture.release()
+        def gone(reference: weakref.ref[Any]) -> None:
+            held = tracks.get(key)
+            if held is not None and held.optimizer is reference:
+                del tracks[key]
+                if held.capture is not None:
+                    held.capture.release()
 
-            track = tracks[key] = Track(weakref.ref(optimizer, gone), type(optimizer).__name__)
+        track = tracks[key] = Track(weakref.ref(optimizer, gone), type(optimizer).__name__)
         return track
 
     def _teller(self, optimizer: Any) -> Callable[..., None]:
@@ -351,8 +352,14 @@ def _initialises_state(optimizer: Any) -> bool:
 
     torch.distributed.checkpoint does so before it can load or save an optimizer that has not stepped.
     """
-    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
-    if not rates or any(_differs_from_zero(rate) for rate in rates):
+    rates = []
+    for group in optimizer.param_groups:
+        if "lr" in group:
+            rate = group["lr"]
+            if rate != 0 if type(rate) is float else _differs_from_zero(rate):
+                return False
+            rates.append(rate)
+    if not rates:
         return False
     with_grad = [param for param in _params(optimizer) if param.is_leaf and param.grad is not None]
     if not with_grad or any(optimizer.state.get(param) for param in with_grad):
