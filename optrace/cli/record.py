@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 import click
 
 from optrace.errors import RecordError
-from optrace.recorder.settings import VALUES, Settings, parse_size, parse_steps
-
-QUANTITIES = ("param", "grad", "update", "param_in")
-FAMILIES = ("state.", "state_in.", "group.")
+from optrace.recorder.settings import VALUES, Settings, parse_names, parse_size, parse_steps
 
 
 class RecordCommand(click.Command):
@@ -48,23 +43,6 @@ class RecordCommand(click.Command):
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """The program's three forms, after the options."""
         return [*super().collect_usage_pieces(ctx), "{script.py | -m module | -- COMMAND} [ARGS]..."]
-
-
-def _quantities(text: str | None) -> tuple[str, ...]:
-    """`param,state.*` as patterns; RecordError where one could never match a quantity."""
-    patterns = tuple(part.strip() for part in (text or "").split(",") if part.strip())
-    for pattern in patterns:
-        literal = pattern[: min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))]
-        wild = literal != pattern
-        if any(fnmatchcase(name, pattern) for name in QUANTITIES):
-            continue
-        if any(literal.startswith(family) or (wild and family.startswith(literal)) for family in FAMILIES):
-            continue
-        raise RecordError(
-            f"--quantities {pattern!r} matches no quantity; choose among param, grad, update, param_in, "
-            "state.KEY, state_in.KEY, group.KEY, or a glob like 'state.*'"
-        )
-    return patterns
 
 
 @click.command(
@@ -124,7 +102,7 @@ def command(
         every=every,
         steps=parse_steps(steps) if steps is not None else None,
         params=params,
-        quantities=_quantities(quantities),
+        quantities=parse_names(quantities or ""),
         micro=micro,
         stop_after=stop_after,
         memory=parse_size(memory) if memory is not None else None,

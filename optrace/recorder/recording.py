@@ -14,7 +14,7 @@ from optrace.errors import RecordError
 from optrace.recorder import place
 from optrace.recorder.events_data import clean_json
 from optrace.recorder.session import Session, StoppedAfter, recorded_here
-from optrace.recorder.settings import Settings, parse_size, parse_steps
+from optrace.recorder.settings import Settings, parse_names, parse_size, parse_steps
 
 _current: Session | None = None
 
@@ -121,7 +121,7 @@ def settings_from(path: str | os.PathLike[str] | None, options: dict[str, Any]) 
         if value is None:
             given.pop(name, None)
         else:
-            given[name] = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+            given[name] = parse_names(value) if isinstance(value, str) else tuple(value)
     steps = given.get("steps")
     if isinstance(steps, str):
         given["steps"] = parse_steps(steps)

@@ -9,7 +9,10 @@ from optrace.recorder.settings import Settings
 
 
 class Quantities:
-    """Chooses quantities by globs; whoever keeps `param` or `state.x` also keeps `param_in` or `state_in.x`."""
+    """Chooses quantities by globs.
+
+    Whoever keeps `param`, `state.x` or `grad` also keeps `param_in`, `state_in.x` or, with `--micro`, `grad_micro.1`...
+    """
 
     def __init__(self, globs: Sequence[str]) -> None:
         """No glob chooses all."""
@@ -35,6 +38,8 @@ class Quantities:
             names.append("param")
         elif quantity.startswith("state_in."):
             names.append("state." + quantity.removeprefix("state_in."))
+        elif quantity.startswith("grad_micro."):
+            names.append("grad")
         return not self._globs or any(fnmatchcase(name, glob) for name in names for glob in self._globs)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from typing import Any
 
 from optrace.errors import RecordError
 
 VARIABLE = "OPTRACE_SETTINGS"
 VALUES = ("none", "sample", "grad", "full")
+QUANTITIES = ("param", "grad", "update", "param_in")
+FAMILIES = ("state.", "state_in.", "group.", "grad_micro.")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Settings:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise RecordError(f"--{name.replace('_', '-')} is {number}; it counts steps from 1")
+        for pattern in self.quantities:
+            if not _may_match(pattern):
+                raise RecordError(
+                    f"--quantities {pattern!r} matches no quantity; choose among param, grad, update, param_in, "
+                    "state.KEY, state_in.KEY, group.KEY, or a glob like 'state.*'"
+                )
         if self.steps is not None:
             first, last = self.steps
             if first is not None and last is not None and first > last:
@@ -80,6 +89,20 @@ class Settings:
         """The settings of the `optrace record` above this process, or None."""
         text = os.environ.get(VARIABLE)
         return cls.from_json(text) if text else None
+
+
+def _may_match(pattern: str) -> bool:
+    """Whether there can be a quantity that this glob chooses."""
+    if any(fnmatchcase(name, pattern) for name in QUANTITIES):
+        return True
+    literal = pattern[: min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))]
+    wild = literal != pattern
+    return any(literal.startswith(family) or (wild and family.startswith(literal)) for family in FAMILIES)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """The parts of `param, state.*`, without spaces and empty ones."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_size(text: str) -> int:

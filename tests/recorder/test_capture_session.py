@@ -171,6 +171,18 @@ def test_update_alone_equals_update_among_all(tmp_path: Path) -> None:
     assert (alone.fingerprint.reset_index(drop=True) == among.fingerprint).all()
 
 
+@pytest.mark.parametrize("quantities", ["grads", ["param", "momentum_buffer"], "x*", "param,,stat"])
+def test_quantities_that_cannot_be_are_refused_as_on_the_command_line(tmp_path: Path, quantities: Any) -> None:
+    with pytest.raises(RecordError, match=r"--quantities '\S+' matches no quantity; choose among param, grad, update"):
+        optrace.start(tmp_path / "run", quantities=quantities)
+
+
+def test_micro_gradients_are_kept_with_gradients(tmp_path: Path) -> None:
+    for chosen in ("grad", "grad_micro.*, update"):
+        trace = recorded(tmp_path / "run", quantities=chosen, micro=True, overwrite=True)
+        assert "grad_micro.1" in set(trace.tensors.quantity)
+
+
 def test_hyper_parameters_alone(tmp_path: Path) -> None:
     trace = recorded(tmp_path / "run", quantities=["group.*"])
     assert len(trace.tensors) == 0
