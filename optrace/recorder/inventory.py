@@ -27,6 +27,10 @@ class Inventory:
         self._flags: list[bool] = []
         self._all: list[str] = []
         self._left_out: set[str] = set()
+        self._rows: dict[str, dict[str, Any]] = {}
+        """What the table `params` says of each parameter that was ever recorded, by name."""
+        self._called: dict[str, weakref.ref[torch.Tensor]] = {}
+        """What bore each name last, also after the groups let go of it."""
         self.names: tuple[str, ...] = ()
         """Name of each recorded parameter."""
         self.groups: tuple[int, ...] = ()
@@ -52,12 +56,10 @@ class Inventory:
         return self._renew(groups, flat), True
 
     def _renew(self, groups: Sequence[Any], flat: list[torch.Tensor]) -> list[torch.Tensor]:
-        known = {
-            id(param): name for ref, name in zip(self._refs, self._all, strict=True) if (param := ref()) is not None
-        }
-        names = self._all_names.name(self.optimizer, groups, known)
+        names = self._all_names.name(self.optimizer, groups, self._still_called(flat))
         self._all = [names[id(param)] for param in flat]
         self._refs = [weakref.ref(param) for param in flat]
+        self._called |= dict(zip(self._all, self._refs, strict=True))
         self._sizes = [len(group["params"]) for group in groups]
         places = [(number, index) for number, size in enumerate(self._sizes) for index in range(size)]
         chosen: list[int] = []
@@ -75,6 +77,12 @@ class Inventory:
         self._flags = [param.requires_grad for param in params]
         return params
 
+    def _still_called(self, flat: Sequence[torch.Tensor]) -> dict[int, str]:
+        """The names that these parameters have, or had when the groups last held them, by `id`."""
+        here = set(map(id, flat))
+        bore = [(param, name) for name, ref in self._called.items() if (param := ref()) is not None]
+        return {id(param): name for param, name in bore if id(param) in here}
+
     def _is_chosen(self, name: str) -> bool:
         wanted = not self._globs or any(fnmatchcase(name, glob) for glob in self._globs)
         return wanted and name not in self._left_out
@@ -85,11 +93,10 @@ class Inventory:
         self._sizes = []  # have `current` look again
 
     def rows(self, optimizer_class: str) -> list[dict[str, Any]]:
-        """The rows of the table `params` for the recorded parameters."""
-        return [
-            {
-                "optimizer": self.optimizer,
-                "optimizer_class": optimizer_class,
+        """The rows of the table `params`: the recorded parameters, then those that the groups hold no longer."""
+        here = zip(self.names, self.groups, self._indexes, self._live(), strict=True)
+        now = {
+            name: {
                 "group": group,
                 "index": index,
                 "param": name,
@@ -101,9 +108,13 @@ class Inventory:
                 "placement": placement_of(param),
                 "requires_grad": param.requires_grad,
             }
-            for name, group, index, param in zip(self.names, self.groups, self._indexes, self._live(), strict=True)
+            for name, group, index, param in here
             if param is not None
-        ]
+        }
+        self._rows |= now
+        gone = [row for name, row in self._rows.items() if name not in now and name not in self._left_out]
+        rows = [*now.values(), *gone]
+        return [{"optimizer": self.optimizer, "optimizer_class": optimizer_class, **row} for row in rows]
 
     def _live(self) -> list[torch.Tensor | None]:
         return [self._refs[i]() for i in self._chosen]
