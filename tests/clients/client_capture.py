@@ -57,8 +57,9 @@ class Captured:
                 given.append((0, group, number, quantity, row))
             elif not same_row(self._last.get((number, quantity)), row):
                 given.append((step, group, number, inside(quantity), row))
+        held = {-1, *(self.number(p) for p in params_of(optimizer))}
         for (number, quantity), row in self._last.items():
-            if (number, quantity) not in found and row["present"]:
+            if (number, quantity) not in found and row["present"] and number in held:
                 given.append((step, -2, number, inside(quantity), {"present": False}))
         self._given = given
         self._values = {self.number(p): dense(p) for p in params_of(optimizer)}
