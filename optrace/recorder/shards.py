@@ -58,7 +58,7 @@ _pieces: dict[tuple[Any, ...], Piece | None] = {}
 
 
 def place_of(tensor: Any) -> Place | None:
-    """Which elements of the whole DTensor the local piece holds; None where it holds all of them.
+    """Which elements of the whole DTensor the local piece holds; None where every rank holds all of them.
 
     Raises:
         CannotPlace: they are no block of it, or the local tensor has another shape than its placement says.
@@ -103,13 +103,15 @@ def _piece(
     coordinate: tuple[int, ...],
     placements: tuple[Any, ...],
 ) -> Piece | None:
-    """The block of a DTensor at a coordinate of its mesh; None for the whole."""
+    """The block of a DTensor at a coordinate of its mesh; None where every rank holds the whole."""
     held = [list(range(size)) for size in whole]
-    part = []
+    part: list[int] = []
+    divided = False
     for size, at, placement in zip(mesh, coordinate, placements, strict=True):
         if placement.is_partial():
             part.append(at)
         elif not placement.is_replicate():
+            divided = divided or size > 1  # even where this rank holds all: the others then hold nothing
             dim = placement.dim
             chunks = getattr(placement, "split_factor", 1)
             held[dim] = [index for chunk in _split(held[dim], chunks) for index in _split(chunk, size)[at]]
@@ -118,7 +120,7 @@ def _piece(
         raise CannotPlace(f"its local shape is {local}, where its placement {placements} gives {shape}")
     if any(indices and indices[-1] - indices[0] + 1 != len(indices) for indices in held):
         raise CannotPlace(f"its placement {placements} gives this rank elements that are not next to each other")
-    if shape == whole and not part:
+    if shape == whole and not part and not divided:
         return None
     return Piece(shape, tuple(indices[0] if indices else 0 for indices in held), whole, tuple(part))
 
