@@ -46,7 +46,8 @@ def on_engine(source: Source, engine: str) -> Source:
 
         each = -(-len(names) // _TASKS)
         parts: list[Sequence[str]] = [names[i : i + each] for i in range(0, len(names), each)]
-        tasks = [dask.delayed(_read)(path, source.rank, {**selection, "param": part}) for part in [*parts, [""]]]
+        start = source.rank, source.restart
+        tasks = [dask.delayed(_read)(path, *start, {**selection, "param": part}) for part in [*parts, [""]]]
         return pa.concat_tables(dask.compute(*tasks))
 
     distributed = copy.copy(trace)
@@ -54,12 +55,13 @@ def on_engine(source: Source, engine: str) -> Source:
     return replace(source, trace=distributed)
 
 
-def _read(path: str, rank: int | None, selection: dict[str, Any]) -> Any:
+def _read(path: str, rank: int | None, restart: int, selection: dict[str, Any]) -> Any:
     """Rows of some parameters, on a worker."""
-    return _opened(path, rank).arrow("tensors", **selection)
+    return _opened(path, rank, restart).arrow("tensors", **selection)
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, rank: int | None) -> Trace:
+def _opened(path: str, rank: int | None, restart: int) -> Trace:
     trace = open_trace(Path(path))
+    trace = trace.restart(restart) if restart else trace
     return trace if rank is None else trace.rank(rank)

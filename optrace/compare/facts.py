@@ -15,7 +15,7 @@ from optrace.compare.report import Divergence
 from optrace.compare.source import Source
 from optrace.compare.timeline import Timeline
 from optrace.compare.walk import Order
-from optrace.trace.replicas import Drift
+from optrace.trace.replicas import Drift, rank_words
 
 Fact = tuple[Order, Divergence]
 DTYPE_RANK = MISSING_RANK
@@ -102,7 +102,7 @@ class Facts:
                 if pair is None or not source.covers(drift.step) or _like(drift, found[other]):
                     continue
                 step = drift.step + (self.timeline.offsets[pair] if side else 0)
-                apart = f"rank{'s' if len(drift.ranks) > 1 else ''} {', '.join(map(str, drift.ranks))}"
+                apart = f"{rank_words(drift.ranks)} apart from {rank_words(drift.others)}"
                 divergence = Divergence(
                     step=step,
                     step_b=step - self.timeline.offsets[pair],

@@ -38,7 +38,7 @@ def what_is_same(
     before = timeline.steps[(timeline.steps > 0) & (timeline.steps < step)]
     if len(before):
         yield f"step {before[0]}" if len(before) == 1 else f"steps {before[0]} to {before[-1]}"
-    if step == 0:
+    if step == 0 or first.kind == "replica":  # what ranks do not agree in may be anything at this step
         return
     if hyper.compared and not differing:
         yield "hyper-parameters"

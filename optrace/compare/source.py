@@ -60,7 +60,9 @@ class Source:
     path: Path | None
     """Folder or file on disk; None when there is none."""
     rank: int | None = None
-    """The rank that was asked for; None: the lowest."""
+    """The rank that was asked for; None: the run as a whole."""
+    restart: int = 0
+    """Which start of the run was asked for; 0 the first."""
 
     @property
     def recorded(self) -> bool:
@@ -78,11 +80,12 @@ OTHER_KINDS = "optrace.goldens.source"
 and safetensors files. It is found by name, because goldens are built upon this room and not the other way round."""
 
 _RANK = re.compile(r"rank=(\d+)")
+_RESTART = re.compile(r"restart=(\d+)")
 _STEPS = re.compile(r"(\d*):(\d*)")
 
 
 def open_source(spec: Any) -> Source:
-    """Resolve `RUN`, `RUN@1`, `RUN@SGD`, `RUN@rank=3`, `RUN@500:600`, several together, `golden:NAME`, or a file.
+    """Resolve `RUN`, `RUN@1`, `RUN@SGD`, `RUN@rank=3`, `RUN@restart=1`, `RUN@500:600`, several, a golden, or a file.
 
     A Trace, or anything that reads like one, is taken as it is. CompareError for a suffix that fits nothing, TraceError
     for a run that is missing or unreadable.
@@ -94,14 +97,19 @@ def open_source(spec: Any) -> Source:
     base, suffixes = _split(text)
     trace, path = _open(base)
     name, optimizers, steps = _short(path or base), _all(trace), cast(Stretch, (None, None))
-    rank = None
+    rank, restart = None, 0
+    for suffix in suffixes:
+        if (match := _RESTART.fullmatch(suffix)) and hasattr(trace, "restart"):
+            restart = int(match[1])
+            trace = cast(TraceLike, trace.restart(restart))
+            optimizers = _all(trace)
     for suffix in suffixes:
         if match := _RANK.fullmatch(suffix):
             rank = int(match[1])
             trace = _rank(trace, rank, text)
             optimizers = _all(trace)
     for suffix in suffixes:
-        if _RANK.fullmatch(suffix):
+        if _RANK.fullmatch(suffix) or _RESTART.fullmatch(suffix):
             pass
         elif (match := _STEPS.fullmatch(suffix)) and suffix != ":":
             steps = (int(match[1]) if match[1] else None, int(match[2]) if match[2] else None)
@@ -110,7 +118,7 @@ def open_source(spec: Any) -> Source:
         else:
             optimizers = _optimizer(trace, optimizers, suffix, text)
         name += f"@{suffix}"
-    return Source(text, name, trace, optimizers, steps, path, rank)
+    return Source(text, name, trace, optimizers, steps, path, rank, restart)
 
 
 def distinct_names(a: Source, b: Source) -> tuple[str, str]:

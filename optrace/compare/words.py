@@ -174,6 +174,10 @@ def _first(report: DiffReport, first: Divergence) -> str:
     if first.quantity in ("step", "optimizer"):
         return where
     where += f", {first.quantity} of {first.param}"
+    if first.kind == "replica":
+        side, odd = (report.b, first.b) if first.b != "agree" else (report.a, first.a)
+        where += f": {str(odd).removeprefix('apart: ')} in {side}"
+        return where + (f"; the same at {first.count - 1} other params" if first.count > 1 else "")
     if first.index is not None and first.a is not None:
         element = f"[{', '.join(str(i) for i in first.index)}]" if first.index else ""
         a, b = value_words(first.a, first.dtype), value_words(first.b, first.dtype)

@@ -35,9 +35,10 @@ class LogicalTrace(Trace):
     furthest. A step counts when for every tensor some holder of each of its blocks has finished it.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any]) -> None:
-        """Use `open_trace`."""
+    def __init__(self, path: Path, info: dict[str, Any], restart: int = 0) -> None:
+        """Use `open_trace`, and `Trace.restart` for what was recorded after the ranks were started again."""
         super().__init__(path, info)
+        self._restart = restart
         self._gather()
 
     def __repr__(self) -> str:
@@ -49,12 +50,29 @@ class LogicalTrace(Trace):
         self._gather()
 
     def _gather(self) -> None:
-        self.members = {key[0]: Trace(self.path, self.info, key) for key in self._ranks if key[1] == 0}
-        """Rank to its raw view; restarts are not among them."""
+        self.members = {key[0]: Trace(self.path, self.info, key) for key in self._ranks if key[1] == self._restart}
+        """Rank to its raw view, all of the same start."""
         self.incomplete: dict[int, int] = {}
         """Step to the tensors that could not be put together there, of what has been read so far."""
         for name in ("blocks", "last_by_rank", "_last_steps"):
             self.__dict__.pop(name, None)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Numbers of the ranks that recorded steps."""
+        return sorted(self.members)
+
+    def rank(self, number: int, restart: int | None = None) -> Trace:
+        """The trace of one rank, of this start or of its n-th restart; TraceError if there is no such rank."""
+        return super().rank(number, self._restart if restart is None else restart)
+
+    def parts(self) -> list[Trace]:
+        """Every rank and restart of the run; of the trace of a restart only its own ranks."""
+        return list(self.members.values()) if self._restart else super().parts()
+
+    @property
+    def _key(self) -> tuple[int, int] | None:
+        return (min(self.members), self._restart) if self.members else None
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -101,9 +119,12 @@ class LogicalTrace(Trace):
         """What was dropped, torn or is missing on any rank, and which rank stops where, in words."""
         found = [f"rank {rank}: {problem}" for rank, member in self.members.items() for problem in member.problems]
         found += self.gone
-        for rank in self.members:
-            if self.restarts(rank):
-                found.append(f"rank {rank} was started again {self.restarts(rank)} times: see .rank({rank}, 1)")
+        again = [rank for rank in self.members if self.restarts(rank) > self._restart]
+        if again:
+            listed = ", ".join(map(str, again[:8])) + (" ..." if len(again) > 8 else "")
+            who, was, they = ("ranks", "were", "they") if len(again) > 1 else ("rank", "was", "it")
+            spec = f"{self.path.name}@restart={self._restart + 1}"
+            found.append(f"{who} {listed} {was} started again: {spec} is what {they} recorded then")
         if self.incomplete:
             step, count = min(self.incomplete.items())
             found.append(f"{count} tensors of step {step} could not be put together: a rank's block is missing")

@@ -77,6 +77,18 @@ class Trace:
         """How often a rank was started again into the same run."""
         return max(0, sum(1 for rank, _ in self._ranks if rank == number) - 1)
 
+    def restart(self, number: int) -> Trace:
+        """The run as its ranks recorded it after they were started again for the n-th time; TraceError if never."""
+        ranks = [rank for rank, restart in self._ranks if restart == number]
+        if not ranks:
+            most = max((restart for _, restart in self._ranks), default=0)
+            raise TraceError(f"{self.path} was not started again {number} times; it was {most} times")
+        if len(ranks) == 1:
+            return Trace(self.path, self.info, (ranks[0], number))
+        from optrace.trace.logical import LogicalTrace
+
+        return LogicalTrace(self.path, self.info, number)
+
     def parts(self) -> list[Trace]:
         """Every rank and restart of the run; only itself when this is the trace of one rank."""
         return [self] if self._rank is not None else [Trace(self.path, self.info, key) for key in self._ranks]
@@ -261,7 +273,7 @@ class Trace:
             found += [f"could not be sealed: {text}" for text in unsealed]
         number = self._key[0]
         if self._rank is None and self.restarts(number):
-            found.append(f"rank {number} was started again {self.restarts(number)} times: see .rank({number}, 1)")
+            found.append(f"rank {number} was started again: {self.path.name}@restart=1 is what it recorded then")
         return found
 
     def verify(self) -> list[str]:

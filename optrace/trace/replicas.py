@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,12 @@ class Apart:
     by_rank: Mapping[int, Any]
 
 
+def rank_words(ranks: Sequence[int], most: int = 8) -> str:
+    """Ranks in a sentence: `rank 1`, `ranks 1, 2`, `ranks 0, 1, 2, 3, 4, 5, 6, 7 and 56 more`."""
+    more = f" and {len(ranks) - most:,} more" if len(ranks) > most else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:most]))}{more}"
+
+
 def drifts(trace: LogicalTrace) -> list[Drift]:
     """The first drift of each optimizer, by step; empty when all replicas agree to the bit."""
     found = []
@@ -87,8 +93,11 @@ def hyper_apart(trace: LogicalTrace, optimizer: int) -> list[Apart]:
     return sorted(found.values(), key=lambda apart: (apart.step, apart.group or 0, apart.key))
 
 
-def norms_apart(trace: LogicalTrace, optimizer: int) -> Apart | None:
-    """The first step at which ranks found different total norms of the gradients when they clipped them."""
+def norms_apart(trace: LogicalTrace, optimizer: int, rounding: float = 0.0) -> Apart | None:
+    """The first step at which ranks found different total norms of the gradients when they clipped them.
+
+    Norms count as the same when the smallest is less than the part `rounding` of the largest below it.
+    """
     seen: dict[int, dict[int, float]] = {}
     for rank, member in trace.members.items():
         rows = member.stored("steps", Selection.of(None, optimizer, None, None), ("step", "grad_norm"))
@@ -96,7 +105,7 @@ def norms_apart(trace: LogicalTrace, optimizer: int) -> Apart | None:
             if norm is not None:
                 seen.setdefault(step, {})[rank] = norm
     for step, norms in sorted(seen.items()):
-        if len(set(norms.values())) > 1:
+        if max(norms.values()) - min(norms.values()) > rounding * max(norms.values()):
             return Apart(optimizer, step, None, "grad_norm", norms)
     return None
 

@@ -68,7 +68,9 @@ def _facts(source: Source, style: Style) -> Iterator[str]:
     ranks = list(source.trace.ranks)
     if len(ranks) > 1:
         facts.append(
-            ("ranks", f"{len(ranks)}; this is {source.rank or ranks[0]}, another is {source.spec}@rank={ranks[1]}")
+            ("ranks", f"{len(ranks)}, read as one run; one of them alone is {source.spec}@rank={ranks[-1]}")
+            if source.rank is None
+            else ("rank", f"{source.rank} alone, of {len(ranks)}")
         )
     children = getattr(source.trace, "children", [])
     if children:

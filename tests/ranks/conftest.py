@@ -63,6 +63,14 @@ def layouts(launch, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def partial(launch, tmp_path_factory):
+    """A folder with a run of two ranks whose gradients are partial sums, and one of one process with their sum."""
+    out = tmp_path_factory.mktemp("partial")
+    launch("partial", 2, out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def faults(launch, tmp_path_factory):
     """A folder with one run of two ranks for each fault."""
     out = tmp_path_factory.mktemp("faults")

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import faults
 import layouts
+import partial
 import single
 import torch
 
-PROGRAMS = {"faults": faults.main, "layouts": layouts.main, "single": single.main}
+PROGRAMS = {"faults": faults.main, "layouts": layouts.main, "partial": partial.main, "single": single.main}
 
 
 def free_port() -> int:

@@ -12,8 +12,20 @@ BITS = "blocks.0.attention.wq.weight"
 @pytest.mark.parametrize(
     ("fault", "against", "code", "step", "words"),
     [
-        ("missed-all-reduce", "ddp", "grad-unreduced", 3, "all 29 params was not reduced at step 3: rank 1"),
-        ("layer-not-reduced", "ddp", "grad-unreduced", 1, "blocks.1.feed_forward.w1.weight was not reduced"),
+        (
+            "missed-all-reduce",
+            "ddp",
+            "grad-unreduced",
+            3,
+            "all 30 params was not reduced at step 3: rank 1 used its own",
+        ),
+        (
+            "layer-not-reduced",
+            "ddp",
+            "grad-unreduced",
+            1,
+            "w1.weight was not reduced at step 1: rank 1 and rank 0 used different ones",
+        ),
         ("other-lr", "ddp", "replica-drift", 1, "lr is 0.003 on rank 0, 0.006 on rank 1"),
         ("bit-flip", "ddp", "replica-drift", 3, f"values of {BITS} since step 3"),
         ("older-step", "resumed", "replica-drift", 0, "step counter is 3 on rank 0, 2 on rank 1"),
@@ -29,16 +41,48 @@ def test_a_fault_of_one_rank_is_found_and_named(faults, fault, against, code, st
         assert report.first.kind == "replica" and "rank 1" in report.first.b
 
 
+def test_the_report_says_which_ranks_part_and_how_to_look_at_them(faults):
+    report = optrace.diff(faults / "ddp", faults / "bit-flip")
+    lines = str(report).splitlines()
+    assert f"  first   step 3, optimizer 0 (AdamW), param_in of {BITS}: rank 1 apart from rank 0 in bit-flip" in lines
+    assert "  same    start values, steps 1 to 2" in lines
+    assert lines[-1] == f"  next    optrace diff {faults / 'bit-flip'}@rank=0 {faults / 'bit-flip'}@rank=1"
+    of_ranks = optrace.diff(f"{faults / 'bit-flip'}@rank=0", f"{faults / 'bit-flip'}@rank=1")
+    assert (of_ranks.first.step, of_ranks.first.quantity, of_ranks.first.param) == (3, "param_in", BITS)
+    report = optrace.diff(faults / "other-lr", faults / "ddp")
+    assert "all 30 params: rank 1 apart" not in str(report) and "in other-lr; the same at 29 other params" in str(
+        report
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("missed-all-reduce", "grad-unreduced", "was not reduced at step 3: rank 1 and rank 0 used different ones"),
+        ("layer-not-reduced", "grad-unreduced", "the gradient of blocks.1.feed_forward.w1.weight was not reduced"),
+        ("other-lr", "replica-drift", "lr is 0.003 on rank 0, 0.006 on rank 1"),
+        ("bit-flip", "replica-drift", "param changed between two steps on rank 1 alone"),
+        ("older-step", "replica-drift", "the step counter is 3 on rank 0, 2 on rank 1"),
+        ("fsdp2-clip-local", "clip-by-rank", "each rank clips the gradients of AdamW by another total norm"),
+    ],
+)
+def test_the_linter_finds_a_fault_of_one_rank_without_another_run(faults, fault, code, words):
+    report = optrace.lint(faults / fault)
+    own = [finding for finding in report.findings if finding.code != "decay-on-norms"]  # 0.1 for all, here on purpose
+    assert [finding.code for finding in own] == [code] and words in own[0].summary, str(report)
+
+
 def test_the_odd_rank_is_found_without_another_run(faults):
     (drift,) = optrace.open(faults / "bit-flip").drifts
     assert (drift.step, drift.quantity, drift.params, drift.ranks, drift.others) == (3, "param_in", (BITS,), (1,), (0,))
     (drift,) = optrace.open(faults / "other-lr").drifts
-    assert (drift.step, drift.quantity, len(drift.params)) == (1, "update", 29)
+    assert (drift.step, drift.quantity, len(drift.params)) == (1, "update", 30)
 
 
 @pytest.mark.parametrize("sound", ["ddp", "by-hand", "resumed", "fsdp2-clip"])
 def test_ranks_that_agree_are_not_accused(faults, sound):
     assert optrace.open(faults / sound).drifts == []
+    assert set(optrace.lint(faults / sound).codes) <= {"decay-on-norms"}
 
 
 def test_gradients_reduced_by_hand_are_those_of_ddp(faults):

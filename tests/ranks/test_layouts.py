@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+from partial import local_gradient
 
 import optrace
 from optrace.trace.measure import fingerprint
@@ -15,7 +18,7 @@ ALL = ["ddp-2", "fsdp2-2", "tp-2", "fsdp1-2", "ddp-4", "fsdp2-4", "both-4", "hsd
 def test_every_layout_is_the_same_as_the_single_process_within_rounding(layouts, layout):
     report = optrace.diff(layouts / "single", layouts / layout)
     assert report.same and report.lane == "tolerance" and not report.exact.same, str(report)
-    assert report.extent.params == 29 and report.extent.steps == 4 and not report.only_in_a + report.only_in_b
+    assert report.extent.params == 30 and report.extent.steps == 4 and not report.only_in_a + report.only_in_b
     assert any("other layout" in note for note in report.notes)
     assert report.tolerance.max_eps < 16
 
@@ -78,6 +81,16 @@ def test_whole_values_are_put_together_from_the_shards(layouts):
     assert parts.rank(1).value(4, "head.weight", "param").shape == (3, 16)
 
 
+def test_ranks_that_hold_nothing_of_a_parameter_are_normal(layouts):
+    trace, single = (optrace.open(layouts / name) for name in ("fsdp2-4", "single"))
+    for quantity in ("param", "grad", "state.exp_avg"):
+        selection = {"step": 1, "param": "temperature", "quantity": quantity}
+        row, own = (one.table("tensors", **selection).iloc[0] for one in (trace, single))
+        assert row["numel"] == own["numel"] == 1 and np.isclose(row["l2"], own["l2"], rtol=1e-5), quantity
+    held = [trace.rank(n).table("tensors", step=0, param="temperature")["numel"].tolist() for n in trace.ranks]
+    assert held == [[1], [0], [0], [0]]
+
+
 def test_what_was_not_stored_whole_names_the_recording_that_would_have_it(layouts):
     with pytest.raises(optrace.errors.TraceError, match="--values full --steps 2 would have it"):
         optrace.open(layouts / "fsdp2-2").value(2, "embedding.weight", "param")
@@ -88,7 +101,7 @@ def test_zero_redundancy_partitions_read_as_one_optimizer(layouts):
     trace = optrace.open(layouts / "zero-2")
     inner = next(index for index, name in trace.optimizers if name == "AdamW")
     held = [set(trace.rank(n).table("params", optimizer=inner)["param"]) for n in trace.ranks]
-    assert not held[0] & held[1] and len(held[0] | held[1]) == 29
+    assert not held[0] & held[1] and len(held[0] | held[1]) == 30
     report = optrace.diff(layouts / "ddp-2@AdamW", f"{layouts / 'zero-2'}@AdamW")
     assert report.same and report.exact.same, str(report)
 
@@ -98,6 +111,41 @@ def test_losses_are_the_mean_over_the_ranks(layouts):
     assert np.allclose(one, other, rtol=1e-6)
     own = [optrace.open(layouts / "ddp-2").rank(n).steps["loss"] for n in (0, 1)]
     assert np.allclose(other, (own[0] + own[1]) / 2, rtol=1e-15)
+
+
+def test_a_run_that_was_started_again_reads_as_one_run_each_time(layouts, tmp_path):
+    run = shutil.copytree(layouts / "ddp-2", tmp_path / "run")
+    for rank in ("rank=00000", "rank=00001"):
+        shutil.copytree(layouts / "fsdp2-2" / rank, run / f"{rank}.1")
+    trace = optrace.open(run)
+    assert trace.problems == ["ranks 0, 1 were started again: run@restart=1 is what they recorded then"]
+    assert optrace.diff(layouts / "ddp-2", run).exact.same
+    again, own = trace.restart(1), optrace.open(layouts / "fsdp2-2")
+    assert again.ranks == [0, 1] and again.problems == [] and again.verify() == []
+    for table in ("params", "groups", "steps", "tensors", "events"):
+        assert again.table(table).equals(own.table(table)), table
+    report = optrace.diff(layouts / "fsdp2-2", f"{run}@restart=1")
+    assert report.same and report.exact.same, str(report)
+    assert optrace.diff(f"{layouts / 'fsdp2-2'}@rank=1", f"{run}@restart=1@rank=1").exact.same
+    assert again.rank(1).rank_path == run / "rank=00001.1"
+    with pytest.raises(optrace.errors.TraceError, match="was not started again 2 times; it was 1 times"):
+        optrace.diff(run, f"{run}@restart=2")
+
+
+def test_gradients_that_are_sums_over_ranks_read_as_their_sum(partial):
+    trace = optrace.open(partial / "partial-2")
+    assert trace.drifts == [] and trace.problems == []
+    for step in (1, 2, 3):
+        row = trace.table("tensors", step=step, param="w", quantity="grad").iloc[0]
+        summed = (local_gradient(step, 0) + local_gradient(step, 1)).double().numpy().ravel()
+        assert row["numel"] == 18 and np.isclose(row["mean"], summed.mean(), rtol=0, atol=1e-7)
+        assert row["sample"][0] == pytest.approx(summed[0], abs=1e-7)
+        assert row["sample"][1] == pytest.approx(summed[-1], abs=1e-7)
+        assert np.isnan(row["l2"]) and np.isnan(row["min"]), "a norm of a sum does not follow from those of its parts"
+    report = optrace.diff(partial / "partial-1", partial / "partial-2")
+    assert report.same, str(report)
+    updates = [optrace.open(partial / name).table("tensors", quantity="update") for name in ("partial-1", "partial-2")]
+    assert updates[0]["fingerprint"].tolist() == updates[1]["fingerprint"].tolist()
 
 
 def test_a_rank_can_be_compared_alone(layouts):

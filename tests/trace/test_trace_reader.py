@@ -262,7 +262,7 @@ def test_ranks_restarts_and_children(tmp_path):
     assert trace.rank(1, 1).rank_path == tmp_path / "run" / "rank=00001.1"
     assert trace.problems == [
         "rank 1 stops after step 1 of optimizer 0 (it ended: clean); others go on to step 2",
-        "rank 1 was started again 1 times: see .rank(1, 1)",
+        "rank 1 was started again: run@restart=1 is what it recorded then",
     ]
     assert [path.name for path in trace.children] == ["child-2", "child-10"]
     with pytest.raises(TraceError, match=r"no rank 2; it has rank=00001, rank=00001.1, rank=00003"):

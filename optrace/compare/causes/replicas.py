@@ -10,7 +10,7 @@ import numpy as np
 from optrace.compare.causes.case import Case, few, figure
 from optrace.compare.causes.cause import Cause
 from optrace.trace.logical import LogicalTrace
-from optrace.trace.replicas import Apart, Drift, hyper_apart, norms_apart
+from optrace.trace.replicas import Apart, Drift, hyper_apart, norms_apart, rank_words
 from optrace.trace.select import Selection
 
 _SIDES = ("{A}", "{B}")
@@ -20,14 +20,43 @@ def drifted(case: Case) -> Iterator[Cause]:
     """What ranks that should agree do otherwise than each other, for the first drift of either side."""
     for row in case.certain:
         if row.kind == "replica":
-            side = 0 if str(row.a).startswith("apart") else 1
+            side = 0 if row.a != "agree" else 1
             trace = case.sources[side].trace
             step = row.step if side == 0 else row.step_b
             if isinstance(trace, LogicalTrace):
                 for drift in trace.drifts:
                     if (drift.step, drift.quantity, drift.params[0]) == (step, row.quantity, row.param):
-                        yield _cause(trace, drift, _SIDES[side], row.step)
+                        reduced = _ranks_like(case, side, drift)
+                        yield drift_cause(trace, drift, f"in {_SIDES[side]} ", row.step, reduced)
                         return
+
+
+def _ranks_like(case: Case, side: int, drift: Drift) -> frozenset[int]:
+    """The ranks that hold the first drifted tensor as the other run does."""
+    trace, other = case.sources[side].trace, case.sources[1 - side].trace
+    assert isinstance(trace, LogicalTrace)
+    for cell in case.matching.cells:
+        pair = case.matching.pairs[cell.pair]
+        names, optimizers = (cell.param_a, cell.param_b), (pair.a, pair.b)
+        if (optimizers[side], names[side]) != (drift.optimizer, drift.params[0]):
+            continue
+        shift = case.offset(cell.pair) * (1 if side else -1)
+        rows = other.arrow(
+            "tensors",
+            step=drift.step + shift,
+            optimizer=optimizers[1 - side],
+            param=names[1 - side],
+            quantity=drift.quantity,
+            columns=["fingerprint"],
+        )
+        wanted = set(rows.column("fingerprint").to_pylist())
+        selection = Selection.of(drift.step, drift.optimizer, drift.params[0], drift.quantity)
+        found = {
+            rank: trace.members[rank].stored("tensors", selection, ["fingerprint"]).column("fingerprint").to_pylist()
+            for rank in (*drift.ranks, *drift.others)
+        }
+        return frozenset(rank for rank, bits in found.items() if bits and set(bits) <= wanted)
+    return frozenset()
 
 
 def clipped_apart(case: Case) -> Iterator[Cause]:
@@ -56,17 +85,23 @@ def clipped_apart(case: Case) -> Iterator[Cause]:
             return
 
 
-def _cause(trace: LogicalTrace, drift: Drift, side: str, step: int) -> Cause:
+def drift_cause(
+    trace: LogicalTrace, drift: Drift, where: str = "", step: int | None = None, reduced: frozenset[int] = frozenset()
+) -> Cause:
+    """A drift as a cause: `where` begins its sentence, `step` is shown for the drift's own.
+
+    `reduced` are ranks that are known to hold the right gradient: they tell of two equal camps which is the odd one.
+    """
+    step = drift.step if step is None else step
     ranks, others = _ranks(drift.ranks), _ranks(drift.others)
     which = f"all {drift.n_params} params" if len(drift.params) >= drift.n_params > 1 else few(drift.params)
-    alone = "each rank" if len(drift.ranks) == len(trace.members) - 1 and len(drift.ranks) > 1 else ranks
     evidence = [f"{len(drift.params)} of {drift.n_params} params differ on {ranks} from {others} at step {drift.step}"]
     evidence += _sizes(trace, drift)
     common: dict[str, Any] = {"steps": (step, step), "params": drift.params if "all" not in which else ()}
     if drift.quantity.startswith("grad"):
         return Cause(
             "grad-unreduced",
-            f"in {side} the gradient of {which} was not reduced at step {drift.step}: {alone} used its own",
+            f"{where}the gradient of {which} was not reduced at step {drift.step}: {_who(drift, reduced)}",
             "let every rank take part in each all-reduce: call backward on the wrapped model, on all ranks, outside"
             " no_sync for the last micro-batch, and reduce by hand what the wrapper does not hold",
             tuple(evidence),
@@ -97,7 +132,7 @@ def _cause(trace: LogicalTrace, drift: Drift, side: str, step: int) -> Cause:
         fix = "look for arithmetic that is not the same on all ranks: kernels, precision, or a failing machine"
     return Cause(
         "replica-drift",
-        f"in {side} {ranks} and {others} hold different values of {which} since step {drift.step}"
+        f"{where}{ranks} and {others} hold different values of {which} since step {drift.step}"
         f" (first in {drift.quantity}){why}",
         fix,
         tuple(evidence),
@@ -105,10 +140,20 @@ def _cause(trace: LogicalTrace, drift: Drift, side: str, step: int) -> Cause:
     )
 
 
+def _who(drift: Drift, reduced: frozenset[int]) -> str:
+    """Which ranks used a gradient of their own."""
+    if reduced and reduced < {*drift.ranks, *drift.others}:
+        odd = tuple(rank for rank in sorted({*drift.ranks, *drift.others}) if rank not in reduced)
+        return f"{_ranks(odd)} used {'its' if len(odd) == 1 else 'their'} own"
+    if not drift.others or len(drift.others) == 1 < len(drift.ranks):
+        return "each rank used its own"
+    if len(drift.ranks) == len(drift.others):
+        return f"{_ranks(drift.ranks)} and {_ranks(drift.others)} used different ones"
+    return f"{_ranks(drift.ranks)} used {'its' if len(drift.ranks) == 1 else 'their'} own"
+
+
 def _ranks(ranks: tuple[int, ...]) -> str:
-    if not ranks:
-        return "the others"
-    return f"rank{'s' if len(ranks) > 1 else ''} {few([str(rank) for rank in ranks], 8)}"
+    return rank_words(ranks) if ranks else "the others"
 
 
 def _values(apart: Apart) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from optrace.compare.lint import membership, numbers, options, schedules
+from optrace.compare.lint import membership, numbers, options, ranks, schedules
 from optrace.compare.lint.finding import Finding, LintReport
 from optrace.compare.lint.look import Look, Run
 from optrace.compare.source import open_source
@@ -24,6 +24,9 @@ RULES: dict[str, Callable[[Look], Iterator[Finding]]] = {
     "init-counted": numbers.init_counted,
     "update-rounded": numbers.update_rounded,
     "state-precision": numbers.state_precision,
+    "replica-drift": ranks.replica_drift,
+    "grad-unreduced": ranks.grad_unreduced,
+    "clip-by-rank": ranks.clip_by_rank,
 }
 """Each code, and the rule that yields findings of that code for one optimizer."""
 
