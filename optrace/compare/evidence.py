@@ -152,13 +152,18 @@ def _judge_slice(
         brought, _ = element_errors(np.zeros_like(brought), brought, magnitude, rms, eps, tiny, Tolerance())
         brought = np.where(np.isfinite(brought), brought, 0.0)
         step, net = np.maximum(raw - brought, 0.0), np.maximum(net - brought, 0.0)
-    if not valid.all():
-        raw, net, step = (np.where(valid, part, -1.0) for part in (raw, net, step))
-    slot = np.argmax(raw, axis=1)
+    all_valid = bool(valid.all())
+    distinct = {id(part): part for part in (raw, net, step)}  # where nothing is taken off they are one array
+    if not all_valid:
+        distinct = {number: np.where(valid, part, -1.0) for number, part in distinct.items()}
+    slot = np.argmax(distinct[id(raw)], axis=1)
     each = np.arange(len(rows))
-    sampled, sampled_net, sampled_step = raw[each, slot], net.max(axis=1), step.max(axis=1)
-    with_samples = valid.any(axis=1)
-    whole = with_samples & (stat_a.numel <= SLOTS) & (valid.sum(axis=1) == stat_a.numel)
+    largest = {number: part.max(axis=1) for number, part in distinct.items() if number != id(raw)}
+    largest[id(raw)] = distinct[id(raw)][each, slot]
+    sampled, sampled_net, sampled_step = (largest[id(part)] for part in (raw, net, step))
+    n_valid = np.full(len(rows), SLOTS) if all_valid else valid.sum(axis=1)
+    with_samples = n_valid > 0
+    whole = with_samples & (stat_a.numel <= SLOTS) & (n_valid == stat_a.numel)
 
     bound, bound_net = statistics_errors(
         stat_a, stat_b, from_a.statistics, from_b.statistics, rms, eps, tiny, tolerance
@@ -185,8 +190,9 @@ def _judge_slice(
     errors.alike[rows] = ((stat_a.n_nan < 0) != (stat_b.n_nan < 0)) & (best == 0)
     errors.unit[rows] = _unit(magnitude, rms, eps)
     errors.rms[rows], errors.eps[rows] = rms, eps
-    with np.errstate(invalid="ignore"):  # inf on both sides
-        errors.gap[rows] = np.where(valid, np.abs(sample_a - sample_b), 0.0).max(axis=1)
+    if context.is_grad.any():
+        with np.errstate(invalid="ignore"):  # inf on both sides
+            errors.gap[rows] = np.where(valid, np.abs(sample_a - sample_b), 0.0).max(axis=1)
 
 
 def _nothing(n: int, words: Words) -> Errors:
@@ -208,7 +214,7 @@ def _nothing(n: int, words: Words) -> Errors:
         unit=np.empty(n),
         rms=np.empty(n),
         eps=np.empty(n),
-        gap=np.empty(n),
+        gap=np.zeros(n),
     )
 
 
@@ -218,8 +224,7 @@ def _small(keys: Ints) -> NDArray[Any]:
 
 
 def _unit(magnitude: Floats, rms: Floats, eps: Floats) -> Floats:
-    known = np.isfinite(magnitude)
-    squares = (np.where(known, magnitude, 0.0) ** 2).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    squares, _ = _mean_square(magnitude)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(rms > 0, eps * (np.sqrt(squares) + rms) / rms, np.nan)
 
@@ -348,10 +353,10 @@ class _Context:
 def _mean_square(parts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """Mean square of the finite numbers of each row, and whether it has any, [n] each."""
     finite = np.isfinite(parts)
-    if not finite.all():
-        parts = np.where(finite, parts, 0.0)
+    if finite.all():
+        return (parts**2).sum(axis=1) / parts.shape[1], np.ones(len(parts), bool)
     count = finite.sum(axis=1)
-    return (parts**2).sum(axis=1) / np.maximum(count, 1), count > 0
+    return (np.where(finite, parts, 0.0) ** 2).sum(axis=1) / np.maximum(count, 1), count > 0
 
 
 def _formats(numbering: Numbering, context: _Context, a: _Half, b: _Half) -> tuple[Floats, Floats]:
