@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,8 @@ class HyperComparison:
         self.differences: dict[tuple[int, int, int, str], HyperDifference] = {}
         self.names_a: set[str] = set()
         self.names_b: set[str] = set()
+        self._by_value: dict[tuple[int, int, int], dict[str, str]] = {}
+        """By pair and groups: B's name of an option that A calls otherwise, told by its value when first seen."""
         self.compared = 0
         """Values compared."""
 
@@ -141,7 +144,8 @@ class HyperComparison:
     def notes(self) -> list[str]:
         """What is not the same without being a difference, in words."""
         words: dict[tuple[bool, str], list[str]] = {}
-        notes = []
+        same = {(a, b): None for names in self._by_value.values() for a, b in names.items()}
+        notes = [f"{b} of {{B}} is {a} of {{A}}: equal values" for a, b in same]
         for found in self.differences.values():
             if found.decides:
                 continue
@@ -180,6 +184,19 @@ class HyperComparison:
         of_b = match_hyper(names_a, names_b, self._renaming)
         codes_a = {name: code for code, name in enumerate(rows_a.names)}
         codes_b = {name: code for code, name in enumerate(rows_b.names)}
+        by_value = self._by_value.setdefault((pair, group_a, group_b), {})
+        for name_a, name_b in itertools.product(
+            sorted(names_a - set(of_b) - set(by_value)), sorted(names_b - set(of_b.values()) - set(by_value.values()))
+        ):
+            row_a = _by_step(rows_a, own_a, codes_a[name_a], steps)
+            row_b = _by_step(rows_b, own_b, codes_b[name_b], steps)
+            if name_a not in by_value and name_b not in by_value.values() and _torchs(name_a) != _torchs(name_b):
+                value = rows_a.value(int(row_a[0])) if row_a[0] >= 0 else None
+                number = isinstance(value, float) and value not in (0.0, 1.0)
+                if number and not _unequal(rows_a, rows_b, row_a, row_b).any():
+                    by_value[name_a] = name_b
+        of_b |= {a: b for a, b in by_value.items() if a in names_a and b in names_b}
+        said = {_canonical(name) for names in of_b.items() for name in names}
         unequal: set[int] = set()
         keys: list[tuple[str | None, str | None]] = [(name, of_b.get(name)) for name in sorted(names_a)]
         keys += [(None, name) for name in sorted(names_b - set(of_b.values()))]
@@ -191,7 +208,8 @@ class HyperComparison:
             self.compared += len(steps)
             if wrong.any():
                 place = (pair, group_a, group_b, name_a or name_b or "")
-                if self._note(place, name_b or name_a or "", (rows_a, rows_b), (row_a, row_b), steps, wrong):
+                again = (name_a is None or name_b is None) and _canonical(name_a or name_b or "") in said
+                if self._note(place, name_b or name_a or "", (rows_a, rows_b), (row_a, row_b), steps, wrong, again):
                     unequal.update(steps[wrong].tolist())
         return np.array(sorted(unequal), np.int64)
 
@@ -203,8 +221,9 @@ class HyperComparison:
         rows: tuple[NDArray[np.int64], NDArray[np.int64]],
         steps: NDArray[np.int64],
         wrong: NDArray[np.bool_],
+        again: bool,
     ) -> bool:
-        """Remember one option that differs; whether it decides."""
+        """Remember one option that differs; whether it decides. `again`: its side calls it by another name too."""
         first = int(np.flatnonzero(wrong)[0])
         a, b = (
             side.value(int(row[first])) if row[first] >= 0 else MISSING for side, row in zip(sides, rows, strict=True)
@@ -214,7 +233,7 @@ class HyperComparison:
         matched = self._matching.pairs[place[0]]
         if name in RULES_OWN and matched.class_a != matched.class_b:
             decides = False
-        decides = decides and not self._ignored(name)
+        decides = decides and not again and not self._ignored(name)
         if decides and (a is MISSING or b is MISSING):
             decides = not _neutral(name, b if a is MISSING else a)
             decides &= _known(name) or _known(name_b) or matched.class_a == matched.class_b
@@ -231,8 +250,16 @@ class HyperComparison:
 
 def _known(name: str) -> bool:
     """Whether a rule of the reference has the option, by this name or another."""
-    words = {other: torchs for torchs, others in SYNONYMS.items() for other in others}
-    return words.get(name, name).partition(".")[0] in KNOWN
+    return _torchs(_canonical(name))
+
+
+def _canonical(name: str) -> str:
+    """Torch's name of an option."""
+    return next((torchs for torchs, others in SYNONYMS.items() if name in others), name)
+
+
+def _torchs(name: str) -> bool:
+    return name.partition(".")[0] in KNOWN
 
 
 def _neutral(name: str, value: Any) -> bool:

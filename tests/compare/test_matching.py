@@ -218,10 +218,12 @@ def test_state_under_another_name_is_found_by_value(tmp_path):
 
 
 def test_options_under_another_name_are_understood(tmp_path):
-    def record(name, words):
+    def record(name, words, lr=None, also=None):
         torch.set_num_threads(1)
         net = model()
         optimizer = sgd()(net)
+        if lr is not None:
+            optimizer.param_groups[0]["lr"] = lr
         hand = TorchHand(tmp_path / name)
         hand.begin(0, optimizer, names_of(net), "SGD" if not words else "MySGD")
         write = hand.write
@@ -229,6 +231,7 @@ def test_options_under_another_name_are_understood(tmp_path):
         def renamed(index, step, rows, hyper=None, steps=None):
             keep = ("lr", "momentum")
             hyper = [{words.get(k, k): v for k, v in g.items() if not words or k in keep} for g in hyper or []]
+            hyper = [{**g, **(also or {})} for g in hyper]
             write(index, step, rows, hyper, steps)
 
         hand.write = renamed
@@ -245,8 +248,14 @@ def test_options_under_another_name_are_understood(tmp_path):
     assert "dampening (0)" in lacking and "nesterov (False)" in lacking and "lr" not in lacking
     c = record("c", {"lr": "speed", "momentum": "mu"})
     report = diff(a, c)
-    assert not report.same and report.first.quantity in ("hyper.lr", "hyper.speed")
+    assert report.same
+    assert "speed of c is lr of a: equal values" in report.notes
     assert diff(a, c, map=["^lr$=speed"]).same
+    d = record("d", {"lr": "speed", "momentum": "mu"}, lr=0.0625)
+    report = diff(a, d)
+    assert not report.same and report.first.quantity in ("hyper.lr", "hyper.speed")
+    e = record("e", {"lr": "lr", "momentum": "mu"}, also={"rho": 0.9})
+    assert diff(a, e).same
 
 
 def test_class_name_and_how_a_rule_is_carried_out_never_decide(runs):
