@@ -271,6 +271,8 @@ class _Comparison:
         """The command that shows the first divergence in B, or in A where B has nothing there."""
         if first is None:
             return ""
+        if first.kind == "replica":
+            return self._next_of_ranks(self.b if first.a == "agree" else self.a, first)
         here = self.a if first.kind == "missing" and first.b is None else self.b
         step = first.step if here is self.a else first.step_b
         words = ["optrace", "show", here.spec]
@@ -285,6 +287,14 @@ class _Comparison:
                 name = next((cell.param_b for cell in cells if cell.param_a == first.param), first.param)
             words += ["tensors", "--step", str(step), "--param", name]
         return " ".join(shlex.quote(word) for word in words)
+
+    def _next_of_ranks(self, here: Source, first: Divergence) -> str:
+        """The command that compares a rank that differs with one that does not."""
+        step = first.step if here is self.a else first.step_b
+        drift = next(d for d in getattr(here.trace, "drifts", ()) if (d.step, d.params[0]) == (step, first.param))
+        base = f"{here.spec}@rank="
+        ranks = f"{base}{(drift.others or drift.ranks)[0]}", f"{base}{drift.ranks[-1 if not drift.others else 0]}"
+        return " ".join(shlex.quote(word) for word in ("optrace", "diff", *ranks))
 
 
 def _lane(tally: Tally, certain: Sequence[tuple[Order, Divergence]]) -> Lane:
