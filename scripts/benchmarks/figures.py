@@ -92,6 +92,8 @@ def _machine() -> str:
         import torch
 
         parts.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        if torch.cuda.is_available():
+            parts.append(torch.cuda.get_device_name())
     except ImportError:
         pass
     return f"{', '.join(parts)}, kernel {kernel_name()}{load}."

@@ -11,10 +11,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
 import optrace
 from benchmarks.alternatives import ALTERNATIVES, hooked
 from benchmarks.figures import Report, Row, spread
-from benchmarks.training import TRAININGS, Training
+from benchmarks.training import ON_CUDA, TRAININGS, Training
 
 GOALS = {
     ("two-layer", "optrace"): 1.35,
@@ -72,6 +74,8 @@ def _times(training: Training, around: Around, folder: Path) -> tuple[list[float
     with around(training, folder) as session:
         for _ in range(training.warm):
             training.step()
+        if training.wait is not None:
+            return _times_on_device(training, training.wait, session)
         for _ in range(training.steps):
             spent = session.price.hooks if session is not None else 0.0
             start = perf_counter()
@@ -82,8 +86,20 @@ def _times(training: Training, around: Around, folder: Path) -> tuple[list[float
     return steps, hooks
 
 
+def _times_on_device(training: Training, wait: Callable[[], None], session: Any) -> tuple[list[float], list[float]]:
+    """The same where steps go on while a device works: the mean over all, from rest to rest."""
+    wait()
+    spent = session.price.hooks if session is not None else 0.0
+    start = perf_counter()
+    for _ in range(training.steps):
+        training.step()
+    wait()
+    step = (perf_counter() - start) / training.steps
+    return [step], [(session.price.hooks - spent) / training.steps] if session is not None else []
+
+
 def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> None:
-    training = TRAININGS[name]()
+    training = (TRAININGS | ON_CUDA)[name]()
     for _ in range(2 * training.warm + 1):
         training.step()
     ratios: dict[str, list[float]] = {way: [] for way in ways}
@@ -130,6 +146,8 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
         " and the trace is written to disk. Median of the turns (quartiles).",
     )
     names = only or (("two-layer", "gpt-3m") if quick else ("two-layer", "cnn-11m", "gpt-29m", "gpt-124m"))
+    if not only and torch.cuda.is_available():
+        names = (*names, *ON_CUDA)
     for name in names:
         _case(name, _ways(), rounds or (5 if quick else 9), report)
     return report

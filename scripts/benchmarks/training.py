@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ class Training:
     """Timed steps of one turn."""
     warm: int
     """Steps before them."""
+    wait: Callable[[], None] | None = None
+    """Waits for the device that the steps run on; None on the CPU."""
 
 
 def _training(
@@ -117,17 +119,21 @@ class _GPT(nn.Module):
         return self.norm(x) @ self.tokens.weight.T
 
 
-def _gpt(name: str, vocabulary: int, width: int, layers: int, batch: int, length: int) -> Training:
+def _gpt(name: str, vocabulary: int, width: int, layers: int, batch: int, length: int, device: str = "cpu") -> Training:
     torch.manual_seed(0)
-    model = _GPT(vocabulary, length, width, layers, width // 64)
-    tokens = torch.randint(0, vocabulary, (batch, length + 1))
+    model = _GPT(vocabulary, length, width, layers, width // 64).to(device)
+    tokens = torch.randint(0, vocabulary, (batch, length + 1), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1, fused=True)
 
     def loss() -> torch.Tensor:
-        logits = model(tokens[:, :-1])
-        return functional.cross_entropy(logits.reshape(-1, vocabulary), tokens[:, 1:].reshape(-1))
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            logits = model(tokens[:, :-1])
+            return functional.cross_entropy(logits.reshape(-1, vocabulary), tokens[:, 1:].reshape(-1))
 
-    return _training(name, optimizer, loss, steps=3, warm=1)
+    if device == "cpu":
+        return _training(name, optimizer, loss, steps=3, warm=1)
+    # a recording waits for the device in its first four steps, in which it takes its price
+    return replace(_training(name, optimizer, loss, steps=20, warm=8), wait=torch.cuda.synchronize)
 
 
 def gpt_29m() -> Training:
@@ -140,9 +146,16 @@ def gpt_124m() -> Training:
     return _gpt("gpt-124m", 50257, 768, 12, batch=4, length=256)
 
 
+def gpt_124m_cuda() -> Training:
+    """GPT-2's size on a CUDA device: 124 million parameters, bf16 autocast, AdamW fused, 16384 tokens a step."""
+    return _gpt("gpt-124m-cuda", 50257, 768, 12, batch=16, length=1024, device="cuda")
+
+
 def gpt_3m() -> Training:
     """A GPT with 3 million parameters, AdamW fused, 1024 tokens a step: a quick stand-in for the bigger ones."""
     return _gpt("gpt-3m", 2048, 256, 3, batch=8, length=128)
 
 
 TRAININGS = {"two-layer": two_layers, "cnn-11m": cnn, "gpt-3m": gpt_3m, "gpt-29m": gpt_29m, "gpt-124m": gpt_124m}
+ON_CUDA = {"gpt-124m-cuda": gpt_124m_cuda}
+"""Measured too where there is a CUDA device."""
