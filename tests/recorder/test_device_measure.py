@@ -188,7 +188,7 @@ for kernel, warps in ((kernels.measure_units, device_measure.WARPS), (kernels.fi
     own = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=own)
-    for capability in (80, 90):
+    for capability in (75, 80, 90):
         made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
         assert made.asm["cubin"] and ".ftz" not in made.asm["ptx"]
 """
