@@ -13,7 +13,7 @@ import numpy as np
 from optrace.errors import GoldenError, NothingCovered
 from optrace.goldens.adapters import DriverOf, adapt
 from optrace.goldens.candidate import load, recognise
-from optrace.goldens.closures import CASES as CLOSURE_CASES
+from optrace.goldens.closure_grid import CASES as CLOSURE_CASES
 from optrace.goldens.closures import ClosureDriver
 from optrace.goldens.drive import Array, NotCovered, State, as_option, drive
 from optrace.goldens.format import Golden
@@ -151,8 +151,8 @@ def run_case(golden: Golden, driver_of: DriverOf) -> Run:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             steps = driver.run() if isinstance(driver, ClosureDriver) else drive(golden, driver)
-            for step, params, *state in steps:
-                done[step] = (params, state[0] if state else {})
+            for step, params, state in steps:
+                done[step] = (params, state)
         unread: Callable[[], list[str]] = getattr(driver, "unread", list)
         if unread():
             raise NotCovered(", ".join(unread()))
@@ -176,8 +176,9 @@ def judge(golden: Golden, got: Outputs) -> CaseResult:
         if quantity == "param":
             values, tolerance = params.get(param), golden.tolerance_free
         else:
-            values, tolerance = state.get(param, {}).get(quantity.removeprefix("state.")), state_tolerance
-            if values is None:
+            kept, key = state.get(param, {}), quantity.removeprefix("state.")
+            values, tolerance = kept.get(key), state_tolerance
+            if values is None and not _keeps_others(kept, key):
                 continue
         failure = _failure(step, param, quantity, values, expected, scale, eps, tolerance)
         if failure is not None:
@@ -185,6 +186,12 @@ def judge(golden: Golden, got: Outputs) -> CaseResult:
         if quantity == "param":
             worst = max(worst, float(np.max(errors(np.asarray(values), expected, scale, eps), initial=0.0)))
     return CaseResult(golden.name, worst=worst, tolerance=golden.tolerance_free)
+
+
+def _keeps_others(kept: Mapping[str, Array], key: str) -> bool:
+    """Whether an entry of a list (`old_dirs.3`) is missing while there are others of it."""
+    name, _, number = key.rpartition(".")
+    return number.isdigit() and any(other.startswith(f"{name}.") for other in kept)
 
 
 def _failure(

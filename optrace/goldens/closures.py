@@ -2,77 +2,33 @@
 
 A case's header `loss` names the function and its rows of step 0 with quantity `input` hold its numbers:
 
-    least-squares   0.5 * sum((A @ x - y)**2)            gradient A.T @ (A @ x - y)
+    least-squares   0.5 * sum(u**2)                      gradient A.T @ u                          u = A @ x - y
+    wells           sum(u**2 / 20 - 1 / (1 + u**2))      gradient A.T @ (u / 10 + 2 * u / (1 + u**2)**2)
     rosenbrock      sum(100 * (x[i+1] - x[i]**2)**2 + (1 - x[i])**2)
 
 x is all parameters in order, flattened and joined. Each step calls `step(closure)`; the closure writes the gradients
-and returns the loss.
+and returns the loss. State is that of the first parameter, which stands for all; entry i of a list is
+`state.<key>.<i>`. `al`, in which torch keeps numbers of one iteration only, is left out.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from optrace.goldens.closure_grid import CASES, closure_inputs
 from optrace.goldens.drive import Array, NotCovered, State, as_option
 from optrace.goldens.format import Golden, Row
-from optrace.goldens.grid import numbers
-from optrace.goldens.object_driver import NumpyTensors, Tensors
-from optrace.goldens.tolerance import STEP, Scale, errors, two_digits
+from optrace.goldens.object_driver import NumpyTensors, Tensors, entries_of
+from optrace.goldens.tolerance import STEP, distances, two_digits
 from optrace.reference.lbfgs import LBFGS
-from optrace.reference.rule import RULES
 
 Build = Callable[[list[Any], Mapping[str, Any]], Any]
 DRAWS = 8
-
-
-@dataclass(frozen=True)
-class ClosureCase:
-    """One case: the function, the options that are not torch's defaults, and what happens on the way."""
-
-    name: str
-    loss: str
-    options: Mapping[str, Any]
-    purpose: str
-    steps: int = 6
-    edits: Mapping[int, float] = field(default_factory=dict)
-    """Step -> lr written before it."""
-    resume: int | None = None
-
-
-CASES = (
-    ClosureCase("plain", "least-squares", {"max_iter": 4}, "lr 1, four iterations a step"),
-    ClosureCase("lr", "least-squares", {"lr": 0.5, "max_iter": 3}, "half steps"),
-    ClosureCase("one-iteration", "least-squares", {"lr": 0.7, "max_iter": 1}, "memory goes on from step to step", 12),
-    ClosureCase("history", "least-squares", {"max_iter": 5, "history_size": 2}, "a memory of two"),
-    ClosureCase("max-eval", "least-squares", {"max_iter": 9, "max_eval": 3}, "evaluations run out first"),
-    ClosureCase(
-        "tolerance-grad", "least-squares", {"max_iter": 20, "tolerance_grad": 0.6}, "stops at a small gradient"
-    ),
-    ClosureCase(
-        "tolerance-change",
-        "rosenbrock",
-        {"lr": 0.3, "max_iter": 20, "tolerance_change": 0.005},
-        "small change of loss",
-        3,
-    ),
-    ClosureCase("strong-wolfe", "rosenbrock", {"max_iter": 3, "line_search_fn": "strong_wolfe"}, "with a line search"),
-    ClosureCase(
-        "strong-wolfe-quadratic",
-        "least-squares",
-        {"lr": 0.1, "max_iter": 3, "history_size": 3, "line_search_fn": "strong_wolfe"},
-        "with a line search that must lengthen its steps",
-    ),
-    ClosureCase(
-        "lr-change", "least-squares", {"lr": 0.5, "max_iter": 2}, "lr is written between", edits={3: 0.2, 5: 1.0}
-    ),
-    ClosureCase("resume", "least-squares", {"lr": 0.7, "max_iter": 2}, "saved after step 3 and loaded", resume=3),
-)
-SHAPES = {"w": (2, 2), "b": (2,)}
 
 
 def evaluate(golden: Golden, x: Array) -> tuple[Any, Array]:
@@ -86,7 +42,14 @@ def _evaluate(golden: Golden, x: Array) -> tuple[Any, Array]:
         inputs = golden.at(0, "input")
         rest = inputs["A"] @ x - inputs["y"]
         return x.dtype.type(0.5) * (rest * rest).sum(), inputs["A"].T @ rest
-    two, hundred, one = x.dtype.type(2), x.dtype.type(100), x.dtype.type(1)
+    one, two, ten = x.dtype.type(1), x.dtype.type(2), x.dtype.type(10)
+    if golden.notes["loss"] == "wells":
+        inputs = golden.at(0, "input")
+        u = inputs["A"] @ x - inputs["y"]
+        square = u * u
+        slopes = u / ten + two * u / ((one + square) * (one + square))
+        return (square / (two * ten) - one / (one + square)).sum(), inputs["A"].T @ slopes
+    hundred = ten * ten
     gap, away = x[1:] - x[:-1] ** 2, one - x[:-1]
     grad = np.zeros_like(x)
     grad[:-1] += -two * away - two * two * hundred * gap * x[:-1]
@@ -112,6 +75,18 @@ class ClosureDriver:
         """Copies of the parameters."""
         return {name: self._tensors.read(parameter) for name, parameter in self.parameters.items()}
 
+    def state(self) -> State:
+        """What the optimizer keeps with a parameter, lists by entry; empty where it cannot be seen."""
+        kept = getattr(self.optimizer, "state", None)
+        found: State = {}
+        if not isinstance(kept, Mapping):
+            return found
+        for name, parameter in self.parameters.items():
+            entries = kept.get(parameter)
+            if isinstance(entries, Mapping):
+                found[name] = entries_of(self._tensors, _flat(entries))
+        return found
+
     def closure(self) -> Any:
         """Write the gradients and return the loss, as the tensors' library has it."""
         values = self.read()
@@ -129,8 +104,8 @@ class ClosureDriver:
             offset += size
         return self._tensors.scalar(loss)
 
-    def run(self) -> Iterator[tuple[int, dict[str, Array]]]:
-        """Yield (step, params) after each step."""
+    def run(self) -> Iterator[tuple[int, dict[str, Array], State]]:
+        """Yield (step, params, state) after each step."""
         resume = self._golden.notes.get("resume")
         for step in range(1, int(self._golden.notes["steps"]) + 1):
             for row in self._golden.rows_at(step, "hyper"):
@@ -139,7 +114,7 @@ class ClosureDriver:
                     raise NotCovered(f"changing {row.param} between steps")
                 groups[0][row.param] = row.values.tolist()
             self.optimizer.step(self.closure)
-            yield step, self.read()
+            yield step, self.read(), self.state()
             if resume is not None and step == int(resume):
                 self._save_and_load()
 
@@ -153,55 +128,57 @@ class ClosureDriver:
         self.optimizer.load_state_dict(saved)
 
 
-def closure_inputs(case: ClosureCase, dtype: str) -> Golden:
-    """A golden that holds the inputs of a case only."""
-    kind = np.dtype(dtype)
-    rows = [Row(0, 0, p, "param", numbers("start", p, 0, shape).astype(kind)) for p, shape in SHAPES.items()]
-    if case.loss == "least-squares":
-        matrix = numbers("lbfgs", "A", 0, (8, 6)) + 1.5 * np.eye(8, 6)
-        rows.append(Row(0, 0, "A", "input", matrix.astype(kind)))
-        rows.append(Row(0, 0, "y", "input", numbers("lbfgs", "y", 0, (8,)).astype(kind)))
-    rows += [Row(step, 0, "lr", "hyper", np.array(lr)) for step, lr in case.edits.items()]
-    notes = {"purpose": case.purpose, "loss": case.loss, "steps": str(case.steps)}
-    if case.resume is not None:
-        notes["resume"] = str(case.resume)
-    hyper = ({**RULES["lbfgs"].defaults, **case.options},)
-    return Golden("lbfgs", case.name, dtype, hyper, 0.0, 0.0, tuple(rows), notes)
+def _flat(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists taken apart: key.0, key.1, ...; without what is None."""
+    flat: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, list | tuple):
+            flat |= {f"{key}.{i}": entry for i, entry in enumerate(value)}
+        else:
+            flat[str(key)] = value
+    return {key: value for key, value in flat.items() if value is not None}
 
 
 def closure_goldens(build: Build, tensors_of: Callable[[str], Tensors], notes: Mapping[str, str]) -> Iterator[Golden]:
     """Every case as an optimizer computes it, with tolerances."""
     for dtype in ("float64", "float32"):
         for case in CASES:
-            inputs = closure_inputs(case, dtype)
-            rows = list(inputs.rows_at(0, "param")) + list(inputs.rows_at(0, "input"))
-            for step, params in ClosureDriver(inputs, build, tensors_of(dtype)).run():
-                rows += inputs.rows_at(step, "hyper")
-                rows += [Row(step, 0, name, "param", values) for name, values in params.items()]
-            free = closure_tolerance(inputs)
-            golden = replace(inputs, rows=tuple(rows), tolerance_step=free, tolerance_free=free)
-            yield replace(golden, notes={**inputs.notes, **notes})
+            golden = closure_outputs(closure_inputs(case, dtype), build, tensors_of(dtype))
+            free = closure_tolerances(golden)
+            golden = replace(golden, tolerance_step=free["param"], tolerance_free=free["param"])
+            yield replace(golden, notes={**golden.notes, "tolerance_state": f"{free['state']:g}", **notes})
 
 
-def closure_tolerance(inputs: Golden) -> float:
-    """How far L-BFGS may come when every gradient and loss it gets is off by STEP eps, at random."""
+def closure_outputs(inputs: Golden, build: Build, tensors: Tensors) -> Golden:
+    """The golden that an optimizer makes of the inputs of a case."""
+    rows = [*inputs.rows_at(0, "param"), *inputs.rows_at(0, "input")]
+    for step, params, state in ClosureDriver(inputs, build, tensors).run():
+        rows += inputs.rows_at(step, "hyper")
+        rows += [Row(step, 0, name, "param", values) for name, values in params.items()]
+        for name, entries in state.items():
+            kept = {key: value for key, value in entries.items() if not key.startswith("al.")}
+            rows += [Row(step, 0, name, f"state.{k}", np.asarray(v, dtype=inputs.dtype)) for k, v in kept.items()]
+    return replace(inputs, rows=tuple(rows))
+
+
+def closure_tolerances(inputs: Golden) -> dict[str, float]:
+    """How far params and state of L-BFGS may come when every gradient and loss it gets is off by STEP eps, at random.
+
+    `{"param": ..., "state": ...}`, in eps; infinite where such noise changes how often it evaluates or what it keeps.
+    """
 
     def build(params: list[Any], options: Mapping[str, Any]) -> Any:
         return LBFGS(params, **options)
 
-    clean = dict(ClosureDriver(inputs, build, NumpyTensors()).run())
-    eps, worst = float(np.finfo(inputs.dtype).eps), STEP
+    clean = closure_outputs(inputs, build, NumpyTensors())
+    worst = {"param": STEP, "state": STEP}
     for draw in range(DRAWS):
         noisy = ClosureDriver(inputs, build, NumpyTensors(), np.random.default_rng(draw))
-        scales = {name: Scale(values) for name, values in inputs.at(0, "param").items()}
-        for step, params in noisy.run():
-            for name, values in params.items():
-                scale = scales[name].after(clean[step][name])
-                worst = max(worst, float(np.max(errors(values, clean[step][name], scale, eps))))
-    return two_digits(worst + STEP)
-
-
-def drive_closures(golden: Golden, build: Build, tensors: Tensors) -> Iterator[tuple[int, dict[str, Array], State]]:
-    """As `drive` for a case with a closure; state is not compared."""
-    for step, params in ClosureDriver(golden, build, tensors).run():
-        yield step, params, {}
+        got = {step: (params, state) for step, params, state in noisy.run()}
+        for step, (_, state) in got.items():
+            kept = {row.quantity.removeprefix("state.") for row in clean.rows if row.step == step} - {"param", "hyper"}
+            if kept != {key for entries in state.values() for key in entries if not key.startswith("al.")}:
+                return {"param": float("inf"), "state": float("inf")}
+        found = distances(clean, got)
+        worst = {kind: max(worst[kind], found[kind]) for kind in worst}
+    return {kind: two_digits(value + STEP) for kind, value in worst.items()}

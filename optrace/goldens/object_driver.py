@@ -186,10 +186,12 @@ class ObjectDriver:
         for name, parameter in self._params.items():
             entries = state.get(parameter)
             if isinstance(entries, Mapping):
-                found[name] = self._entries(entries)
+                found[name] = entries_of(self._tensors, entries)
         return found
 
-    def _entries(self, entries: Mapping[str, Any]) -> dict[str, Array]:
-        tensors = {str(k): self._tensors.read(v) for k, v in entries.items() if hasattr(v, "detach")}
-        numbers = numeric({k: v for k, v in entries.items() if not hasattr(v, "detach")})
-        return {str(k): (tensors | numbers)[str(k)] for k in entries if str(k) in tensors or str(k) in numbers}
+
+def entries_of(tensors: Tensors, entries: Mapping[str, Any]) -> dict[str, Array]:
+    """The tensors and numbers among the entries of a parameter's state, as copies, in their order."""
+    read = {str(k): tensors.read(v) for k, v in entries.items() if hasattr(v, "detach")}
+    read |= numeric({k: v for k, v in entries.items() if not hasattr(v, "detach")})
+    return {str(k): read[str(k)] for k in entries if str(k) in read}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .lbfgs_base import LBFGS
+
 FRAME = """
 import copy
 import math
@@ -372,9 +374,10 @@ BASES = {
     "sparseadam": SPARSEADAM,
     "adafactor": ADAFACTOR,
     "muon": MUON,
+    "lbfgs": LBFGS,
 }
 
 
 def source_of(rule: str) -> str:
     """The whole source of a right optimizer."""
-    return FRAME + BASES[rule]
+    return LBFGS if rule == "lbfgs" else FRAME + BASES[rule]
