@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import optrace
 from optrace.cli.golden import command
+from optrace.cli.main import main
 from optrace.errors import GoldenError
 from optrace.goldens import library, remake
 from optrace.goldens.check import judge
@@ -203,17 +204,15 @@ def test_other_languages_list_every_row(language):
         export_text(golden, "cobol")
 
 
-def run(*args):
-    done = subprocess.run(
-        [sys.executable, "-m", "optrace", "golden", *args],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "docs" / "examples",
-    )
-    return done.returncode, done.stdout, done.stderr
+def test_exit_statuses_are_same_differ_trouble(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT / "docs" / "examples")
+    monkeypatch.setattr(sys, "path", list(sys.path))  # what a command adds is taken off again
 
+    def run(*args):
+        with pytest.raises(SystemExit) as ended:
+            main(["golden", *args])
+        return ended.value.code, *capsys.readouterr()
 
-def test_exit_statuses_are_same_differ_trouble():
     assert run("check", "torch.optim:SGD", "--rule", "sgd", "--case", "plain")[0] == 0
     status, out, _ = run("check", "two_layers:MySGD", "--rule", "sgd")
     assert status == 1
@@ -221,6 +220,15 @@ def test_exit_statuses_are_same_differ_trouble():
     status, out, err = run("check", "two_layers:Nothing", "--rule", "sgd")
     assert (status, out) == (2, "")
     assert err.startswith("optrace: two_layers has no 'Nothing'")
+
+
+def test_the_command_finds_a_candidate_in_the_working_folder():
+    command = [sys.executable, "-m", "optrace", "golden", "check", "two_layers:MySGD", "--rule", "sgd"]
+    done = subprocess.run(
+        [*command, "--case", "momentum"], capture_output=True, text=True, cwd=ROOT / "docs" / "examples"
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "rule-momentum-form" in done.stdout
 
 
 def test_commands_list_show_and_export():

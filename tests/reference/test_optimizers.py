@@ -401,18 +401,10 @@ def test_reference_runs_without_torch():
     assert (run.returncode, run.stdout) == (0, "adadelta\n"), run.stderr
 
 
-@pytest.mark.skipif(not FUSED, reason="the plain kernels are the only ones on this machine")
-def test_plain_arithmetic_is_torchs_with_default_kernels():
-    run_tests_with_default_kernels("groups_keep or sparse and every_bit")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not FUSED, reason="the plain kernels are the only ones on this machine")
 def test_plain_arithmetic_is_torchs_with_default_kernels_in_every_case():
-    run_tests_with_default_kernels("every_bit or from_the_same_state or bit_for_bit or complex")
-
-
-def run_tests_with_default_kernels(chosen):
+    chosen = "every_bit or from_the_same_state or bit_for_bit or complex or groups_keep"
     folder = os.path.dirname(__file__)
     files = [os.path.join(folder, f"test_{name}.py") for name in ("sgd", "elementwise", "sparse", "reductions")]
     run = subprocess.run(
