@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Callable
 from threading import get_ident as _thread
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from optrace.recorder.uncompiled import leave_uncompiled
 
+F = TypeVar("F", bound=Callable[..., Any])
 Replaced = tuple[tuple[Any, ...], dict[str, Any]] | None
 """What torch lets a pre-hook return: other arguments for `step()`."""
 
@@ -35,6 +36,17 @@ class Watcher(Protocol):
 
     def step_raised(self, optimizer: Any) -> None:
         """The step that was begun last never came to its end."""
+
+
+def _invisible(hook: F) -> F:
+    """A hook that is run as it is where `torch.compile` traces the call of `step()` around it.
+
+    `torch.compiler.disable` would do, at half a microsecond a call, and import the compiler in programs that may never
+    use it. The mark breaks the graph at the hook; what the hook calls is left alone by the frame evaluator.
+    """
+    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
+    leave_uncompiled(hook, calls_too=True)
+    return hook
 
 
 class _Open:
@@ -61,11 +73,9 @@ class StepHooks:
         """Put the global hooks on."""
         if not self._handles:
             self._handles = [
-                register_optimizer_step_pre_hook(_invisible(self._enter)),
-                register_optimizer_step_post_hook(_invisible(self._leave)),
+                register_optimizer_step_pre_hook(self._enter),
+                register_optimizer_step_post_hook(self._leave),
             ]
-            self._begin_hook = _invisible(self._begin)
-            self._end_hook = _invisible(self._end)
 
     def remove(self) -> None:
         """Take all hooks off; steps that have begun are forgotten."""
@@ -91,6 +101,7 @@ class StepHooks:
             self._clean(optimizer)
             self._watcher.step_raised(optimizer)
 
+    @_invisible
     def _enter(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """First of the pre-hooks: puts ours behind the optimizer's own."""
         step = self._open.get(id(optimizer))
@@ -103,10 +114,11 @@ class StepHooks:
             self._drop(id(optimizer), step)
         self._open[id(optimizer)] = _Open(optimizer, _thread())
         before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
-        before[KEY] = self._begin_hook
-        after[KEY] = self._end_hook
+        before[KEY] = self._begin
+        after[KEY] = self._end
         after.move_to_end(KEY, last=False)
 
+    @_invisible
     def _begin(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
         step = self._open.get(id(optimizer))
         if step is None or step.measured or step.thread != _thread():
@@ -114,6 +126,7 @@ class StepHooks:
         step.measured = True
         return self._watcher.before_step(optimizer, args, kwargs)
 
+    @_invisible
     def _end(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step = self._open.get(id(optimizer))
         if step is None or step.depth > 1 or not step.measured or step.thread != _thread():
@@ -125,6 +138,7 @@ class StepHooks:
             self._forget(optimizer)
             raise
 
+    @_invisible
     def _leave(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Last of the post-hooks: takes ours away again."""
         step = self._open.get(id(optimizer))
@@ -165,18 +179,3 @@ def _is_first_argument(optimizer: Any, frame: FrameType) -> bool:
 
 
 _OPTIMIZER_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
-
-
-def _invisible(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, run as it is where `torch.compile` traces the call of `step()` around it.
-
-    `torch.compiler.disable` would do, at half a microsecond a call, and import the compiler in programs that may never
-    use it. The mark breaks the graph at the hook; what the hook calls is left alone by the frame evaluator.
-    """
-
-    def plain(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return hook(optimizer, args, kwargs)
-
-    plain._torchdynamo_disable = True  # type: ignore[attr-defined]
-    leave_uncompiled(plain, calls_too=True)
-    return plain
