@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import pytest
 
 from optrace.errors import OptraceError
-from optrace.testing.properties import PROPERTIES, Broken, NotApplicable, set_grads
+from optrace.testing.properties import PROPERTIES
+from optrace.testing.subject import Broken, NotApplicable, set_grads
 
 PAGE = "docs/conformance.md"
 

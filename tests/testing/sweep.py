@@ -10,7 +10,8 @@ import warnings
 import torch
 
 from optrace.testing.conformance import OptimizerConformance, verdict
-from optrace.testing.properties import PROPERTIES, NotApplicable
+from optrace.testing.properties import PROPERTIES
+from optrace.testing.subject import NotApplicable
 
 MATRICES = ((8, 8), (9, 8))
 
