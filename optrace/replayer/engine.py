@@ -42,8 +42,14 @@ class Residuals:
 class Carried:
     """State that a rule carries from step to step by itself, for records that hold none."""
 
+    keys: frozenset[str] | None = None
+    """Which keys are carried; the record holds the others. None: all of them."""
     values: dict[str, Floats] = field(default_factory=dict)
     known: dict[str, Flags] = field(default_factory=dict)
+
+    def has(self, key: str) -> bool:
+        """Whether a key is carried."""
+        return self.keys is None or key in self.keys
 
 
 def arithmetic_dtype(dtype: str) -> Any:
@@ -73,7 +79,7 @@ def residuals(step: Step, keys: Sequence[str], cube: Cube, groups: Groups, carri
             result.param[i, chosen] = _errors(after, new, old, cube, chosen)
             for key, value in state.items():
                 quantity = f"state.{key}"
-                if quantity not in cube.values or carried is not None:
+                if quantity not in cube.values or (carried is not None and carried.has(key)):
                     continue
                 judged = cube.there[quantity][i, chosen]
                 errors = _errors(
@@ -122,13 +128,10 @@ def _batches(
 def _state_before(
     cube: Cube, i: int, keys: Sequence[str], carried: Carried | None
 ) -> tuple[dict[str, Flags], dict[str, Floats]]:
-    if carried is not None:
-        return carried.known, carried.values
-    there = [key for key in keys if f"state.{key}" in cube.before]
-    return (
-        {key: cube.known_before[f"state.{key}"][i] for key in there},
-        {key: cube.before[f"state.{key}"][i] for key in there},
-    )
+    own = [key for key in keys if f"state.{key}" in cube.before and (carried is None or not carried.has(key))]
+    known = {key: cube.known_before[f"state.{key}"][i] for key in own}
+    values = {key: cube.before[f"state.{key}"][i] for key in own}
+    return (known, values) if carried is None else (known | carried.known, values | carried.values)
 
 
 def _run(
@@ -159,6 +162,8 @@ def _run(
     spread = {key: _spread(np.asarray(value, dtype=np.float64), shape, key) for key, value in after.items()}
     if carried is not None:
         for key, value in spread.items():
+            if not carried.has(key):
+                continue
             table = carried.values.setdefault(key, np.full((len(cube.members), shape[1]), np.nan))
             table[chosen] = value
             carried.known.setdefault(key, np.zeros(len(cube.members), bool))[chosen] = True

@@ -15,7 +15,7 @@ from optrace.reference.rule import rule as find_rule
 from optrace.reference.variants import VARIANTS
 from optrace.replayer.classes import rule_of_class
 from optrace.replayer.cubes import Cube, cubes, members_of
-from optrace.replayer.engine import Carried, Groups, Residuals, Step, arithmetic_dtype, residuals, spot
+from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, Step, arithmetic_dtype, residuals, spot
 from optrace.replayer.options import options_by_step
 from optrace.replayer.report import Look, Miss, ReplayReport
 from optrace.trace.reader import Trace, open_trace
@@ -60,13 +60,22 @@ def replay(
         raise TraceError(f"replay follows one rule: {rule} or the given class, not both")
     members = members_of(trace, optimizer)
     groups = _filled(options_by_step(trace, optimizer, *steps), chosen)
-    carries = not set(chosen.state_keys) & set(_state_keys(trace, optimizer))
-    gatherer = _Gatherer(chosen.step, chosen.state_keys, groups, tolerance, Carried() if carries else None)
-    for cube in cubes(trace, optimizer, members, *steps):
-        gatherer.add(cube)
+
+    def gathered(lacking: frozenset[str]) -> _Gatherer:
+        gatherer = _Gatherer(chosen.step, chosen.state_keys, groups, tolerance, _carried(lacking))
+        for cube in cubes(trace, optimizer, members, *steps):
+            gatherer.add(cube)
+        return gatherer
+
+    lacking = _lacking(chosen, _state_keys(trace, optimizer))
+    try:
+        gatherer = gathered(lacking)
+    except KeyError:  # what is recorded under names of the rule's is some other rule's state
+        lacking = frozenset(chosen.state_keys)
+        gatherer = gathered(lacking)
     looks: tuple[Look, ...] = ()
     if gatherer.first is not None:
-        looks = _looks_like(trace, optimizer, chosen, groups, steps, tolerance, carries)
+        looks = _looks_like(trace, optimizer, chosen, groups, steps, tolerance, lacking)
     return gatherer.report(trace, optimizer, names[optimizer], chosen.name, looks)
 
 
@@ -74,6 +83,16 @@ def _state_keys(trace: Trace, optimizer: int) -> list[str]:
     """The keys of all recorded state of an optimizer."""
     rows = trace.arrow("tensors", optimizer=optimizer, quantity="state.*", columns=["quantity"])
     return sorted({name.removeprefix("state.") for name in rows.column("quantity").unique().to_pylist()})
+
+
+def _lacking(rule: Rule, recorded: Sequence[str]) -> frozenset[str]:
+    """The rule's state that must be computed from the first step on: all of it, or counts beside recorded state."""
+    keys = set(rule.state_keys)
+    return frozenset((keys & SCALARS) - set(recorded) if keys & set(recorded) else keys)
+
+
+def _carried(lacking: frozenset[str]) -> Carried | None:
+    return Carried(lacking) if lacking else None
 
 
 def _choose(rule: str | None, class_name: str) -> Rule:
@@ -160,7 +179,12 @@ class _Gatherer:
         """The frozen result."""
         notes = list(trace.problems)
         if self.carried is not None and self.carried.values:
-            notes.append("the rule's state is not in the record; it was computed from the first step on")
+            kept = (
+                ", ".join(sorted(self.carried.values))
+                if self.carried.keys and self.carried.keys <= SCALARS
+                else "state"
+            )
+            notes.append(f"the rule's {kept} is not in the record; it was computed from the first step on")
         if not self.judged:
             notes.append(
                 "no step has samples of param and grad; record with --values sample (the default) or more, and with"
@@ -193,11 +217,11 @@ def _looks_like(
     groups: Groups,
     steps: tuple[int | None, int | None],
     tolerance: float,
-    carries: bool,
+    lacking: frozenset[str],
 ) -> tuple[Look, ...]:
     """Variants of the rule that give every recorded number; those that agree with each other are all listed."""
     left = list(VARIANTS.get(rule.name, ()))
-    own = {variant.name: Carried() if carries else None for variant in left}
+    own = {variant.name: _carried(lacking) for variant in left}
     hyper = next((options for by_group in groups.values() for options in by_group.values()), {})
     for cube in cubes(trace, optimizer, members_of(trace, optimizer), *steps):
         for variant in tuple(left):

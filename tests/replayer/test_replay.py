@@ -210,3 +210,20 @@ def test_state_that_is_not_recorded_is_carried_from_the_first_step(tmp_path, sha
         assert [look.code for look in report.looks_like] == ["rule-momentum-form"]
     with pytest.raises(OptraceError, match="record with the state"):
         replay(tmp_path / "some", rule="sgd")
+
+
+def test_a_count_that_is_not_recorded_beside_the_moments_is_made_from_the_first_step(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    with optrace.record(tmp_path / "run", quiet=True, quantities="param,grad,update,state.exp_avg*"):
+        for _ in range(6):
+            optimizer.zero_grad()
+            net(torch.rand(4, 3)).square().mean().backward()
+            optimizer.step()
+    recorded = set(optrace.open(tmp_path / "run").tensors["quantity"])
+    assert "state.exp_avg_sq" in recorded and "state.step" not in recorded
+    report = replay(tmp_path / "run")
+    assert report.same and report.n_steps == 6
+    assert "the rule's step is not in the record; it was computed from the first step on" in report.notes
+    assert not replay(tmp_path / "run", rule="adamax").same

@@ -143,6 +143,16 @@ class Recorded:
 
         return not (numbers(table.column("l2")) > 0).any()
 
+    def _counters(self, trial: Trial, names: Mapping[str, str]) -> Carried | None:
+        """Counts that the record lacks beside state that it has, as the rule makes them from the start."""
+        held = {name.removeprefix("state.") for name in names.values()}
+        lacking = frozenset(key for key in trial.keys if key in SCALARS and key not in held)
+        if not lacking or not self.from_its_start:
+            return None
+        if trial.carried.keys is None:
+            trial.carried.keys = lacking
+        return trial.carried
+
     def judge(self, trials: Sequence[Trial], groups: Mapping[str, Groups], first_only: bool = False) -> None:
         """Run every trial over the record, each until it fails."""
         left = list(trials)
@@ -150,7 +160,7 @@ class Recorded:
             for trial in tuple(left):
                 names = None if trial.carry else self.names_for(trial.keys)
                 looked = renamed(cube, names) if names else cube
-                carried = trial.carried if trial.carry else None
+                carried = trial.carried if trial.carry else self._counters(trial, names or {})
                 try:
                     found = residuals(trial.step, trial.keys, looked, groups[trial.name], carried)
                 except (KeyError, TypeError, ValueError):  # the record lacks state or options that the rule needs
