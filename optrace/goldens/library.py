@@ -29,7 +29,13 @@ def case_names(rule: str | None = None) -> list[str]:
     if rule is not None:
         check_rule(rule)
     chosen = rules() if rule is None else [rule]
-    return [f"{name}/{path.stem}" for name in chosen for path in sorted((golden_folder() / name).glob("*.csv"))]
+    stems = {name: {path.stem for path in (golden_folder() / name).glob("*.csv")} for name in chosen}
+    return [f"{name}/{stem}" for name in chosen for stem in sorted(stems[name], key=_float64_first)]
+
+
+def _float64_first(stem: str) -> tuple[str, bool]:
+    plain = stem.removesuffix("-float32")
+    return plain, plain != stem
 
 
 def check_rule(rule: str) -> str:
