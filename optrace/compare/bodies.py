@@ -86,7 +86,7 @@ class Body:
         numbering: Numbering,
         head: Rows,
         inside: NDArray[np.bool_],
-        needed: Ints,
+        needed: Place,
         words: Words,
         kept: Rows | None,
     ) -> None:
@@ -134,9 +134,11 @@ class Body:
             return np.full(len(at), -1, np.int32)
         return np.where(at >= 0, self._place[at], np.int32(-1))
 
-    def sample(self, row: Place) -> Floats:
-        """Samples [n, 16]; NaN where there is no row."""
-        return _taken(self._rows.columns["sample"], row)
+    @property
+    def samples(self) -> Floats:
+        """Samples of all rows, [m, 16]."""
+        samples: Floats = self._rows.columns["sample"]
+        return samples
 
     def number(self, name: str, row: Place) -> Floats:
         """A column [n] as float64; NaN where there is no row."""
@@ -183,13 +185,13 @@ def _places(head: Rows, here: Ints, rows: Rows, numbering: Numbering) -> Place:
     return place
 
 
-def _has(kept: Rows, head: Rows, rows: Ints, numbering: Numbering) -> bool:
+def _has(kept: Rows, head: Rows, rows: Place, numbering: Numbering) -> bool:
     """Whether all those rows of `head` were kept."""
     shape = len(numbering.cells), len(numbering.quantities)
     return bool(np.isin(_rows_at(head, rows, keys_only=True).keys(*shape), kept.keys(*shape)).all())
 
 
-def _rows_at(rows: Rows, at: Ints, keys_only: bool = False) -> Rows:
+def _rows_at(rows: Rows, at: Ints | Place, keys_only: bool = False) -> Rows:
     columns = {} if keys_only else {name: column[at] for name, column in rows.columns.items()}
     return Rows(rows.step[at], rows.cell[at], rows.quantity[at], columns)
 
@@ -214,7 +216,7 @@ def _joined(parts: list[Rows]) -> Rows:
 
 def _taken(values: NDArray[Any], row: Place) -> Floats:
     if not len(values):
-        return np.full((len(row), *values.shape[1:]), np.nan)
+        return np.full(len(row), np.nan)
     taken: Floats = values[row].astype(np.float64, copy=False)
     missing = row < 0
     if missing.any():

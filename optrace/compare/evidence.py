@@ -14,11 +14,11 @@ from optrace.compare.bodies import Body, Kept, Place, Words, blocks
 from optrace.compare.columns import Floats, Ints, Numbering, Rows, Side
 from optrace.compare.grid import Grid, after_name
 from optrace.compare.match import Cell
+from optrace.compare.samples import IS_BEFORE, IS_STATE, LIMITS, SLOTS, apart, moments
 from optrace.compare.threads import in_threads
 from optrace.compare.tolerance import (
     Statistics,
     Tolerance,
-    element_errors,
     is_grad,
     statistics_errors,
 )
@@ -26,8 +26,7 @@ from optrace.trace.dtypes import eps_of, tiny_of
 
 BITWISE, VALUES, SAMPLES, STATISTICS = range(4)
 WORDS = ("bitwise", "values", "samples", "statistics")
-SLOTS = 16
-_SLICE = 4096
+_SLICE = 8192
 """Rows whose samples are compared at once: their arrays stay in a core's cache."""
 
 
@@ -109,9 +108,10 @@ def judge(
         context = _Context(grid, s[own], c[own], q[own])
         halves = []
         for (side, head, at, earlier), old in zip(sides, before, strict=True):
-            places = context.places(at, earlier)
-            body = Body(side, numbering, head, inside, np.concatenate(places), kept.words, old)
-            halves.append(_Half(body, head.columns["present"][places[0]], *map(body.find, places)))
+            needed = context.rows(at, earlier)
+            body = Body(side, numbering, head, inside, needed.ravel(), kept.words, old)
+            present = head.columns["present"][needed[0]]
+            halves.append(_Half(body, present, np.stack([body.find(row) for row in needed], axis=1)))
         for start in range(0, len(own), _SLICE):
             part = slice(start, start + _SLICE)
             rows = own[part]
@@ -138,38 +138,23 @@ def _judge_slice(
     """Fill in the errors of some rows, few enough for the cache of a core."""
     a, b = halves
     from_a, from_b = context.scale(a), context.scale(b)
-    sample_a, sample_b, stat_a, stat_b = from_a.sample, from_b.sample, from_a.own, from_b.own
-    magnitude = np.fmax(from_a.magnitude, from_b.magnitude)
+    stat_a, stat_b = from_a.own, from_b.own
     rms = np.fmax(from_a.rms, from_b.rms)
     eps, tiny = _formats(numbering, context, a, b)
+    limits = np.empty((len(rows), len(LIMITS)))
+    for number, each in enumerate(
+        (rms, eps, tiny, tolerance.atol, tolerance.rtol, stat_a.numel, stat_b.numel, stat_a.n_nan, stat_b.n_nan)
+    ):
+        limits[:, number] = each
+    found = apart(a.body.samples, b.body.samples, np.hstack([a.places, b.places]), context.flags, limits)
 
-    valid = _valid(sample_a, stat_a) & _valid(sample_b, stat_b)
-    raw, net = element_errors(sample_a, sample_b, magnitude, rms, eps, tiny, tolerance)
-    step = raw
-    if context.is_state.any():
-        with np.errstate(invalid="ignore"):  # inf before the step on both sides
-            brought = np.where(context.is_state[:, None], np.abs(from_a.old - from_b.old), np.nan)
-        brought, _ = element_errors(np.zeros_like(brought), brought, magnitude, rms, eps, tiny, Tolerance())
-        brought = np.where(np.isfinite(brought), brought, 0.0)
-        step, net = np.maximum(raw - brought, 0.0), np.maximum(net - brought, 0.0)
-    all_valid = bool(valid.all())
-    distinct = {id(part): part for part in (raw, net, step)}  # where nothing is taken off they are one array
-    if not all_valid:
-        distinct = {number: np.where(valid, part, -1.0) for number, part in distinct.items()}
-    slot = np.argmax(distinct[id(raw)], axis=1)
-    each = np.arange(len(rows))
-    largest = {number: part.max(axis=1) for number, part in distinct.items() if number != id(raw)}
-    largest[id(raw)] = distinct[id(raw)][each, slot]
-    sampled, sampled_net, sampled_step = (largest[id(part)] for part in (raw, net, step))
-    n_valid = np.full(len(rows), SLOTS) if all_valid else valid.sum(axis=1)
-    with_samples = n_valid > 0
-    whole = with_samples & (stat_a.numel <= SLOTS) & (n_valid == stat_a.numel)
-
+    with_samples = found.n_valid > 0
+    whole = with_samples & (stat_a.numel <= SLOTS) & (found.n_valid == stat_a.numel)
     bound, bound_net = statistics_errors(
         stat_a, stat_b, from_a.statistics, from_b.statistics, rms, eps, tiny, tolerance
     )
-    by_statistics = ~whole & (bound > np.maximum(sampled, 0.0))
-    best, best_net, best_step = (np.maximum(part, 0.0) for part in (sampled, sampled_net, sampled_step))
+    best, best_net, best_step = (np.maximum(part, 0.0) for part in (found.raw, found.net, found.step))
+    by_statistics = ~whole & (bound > best)
     best = np.where(whole, best, np.maximum(best, bound))
     best_net = np.where(whole, best_net, np.maximum(best_net, bound_net))
     best_step = np.where(whole, best_step, np.maximum(best_step, bound))
@@ -177,22 +162,20 @@ def _judge_slice(
 
     kind = np.where(a.present != b.present, NONE, np.where(stat_a.numel != stat_b.numel, SHAPE, VALUE)).astype(np.int8)
     best, best_net, best_step = (np.where(kind != VALUE, np.inf, part) for part in (best, best_net, best_step))
-    slot = np.where(with_samples & (kind == VALUE) & (evidence != STATISTICS), slot, -1)
+    slot = np.where(with_samples & (kind == VALUE) & (evidence != STATISTICS), found.slot, -1)
     errors.raw[rows], errors.net[rows], errors.step[rows] = best, best_net, best_step
     errors.evidence[rows] = np.where(kind != VALUE, VALUES, evidence)
     errors.slot[rows], errors.kind[rows] = slot, kind
-    errors.a[rows] = np.where(slot >= 0, sample_a[each, slot], np.nan)
-    errors.b[rows] = np.where(slot >= 0, sample_b[each, slot], np.nan)
+    errors.a[rows] = np.where(slot >= 0, found.a, np.nan)
+    errors.b[rows] = np.where(slot >= 0, found.b, np.nan)
     errors.numel[rows] = stat_a.numel
     for (codes, _), half in zip(errors.dtypes, halves, strict=True):
-        codes[rows] = half.body.dtype(half.own)
+        codes[rows] = half.body.dtype(half.places[:, 0])
     errors.is_update[rows] = context.is_update
     errors.alike[rows] = ((stat_a.n_nan < 0) != (stat_b.n_nan < 0)) & (best == 0)
-    errors.unit[rows] = _unit(magnitude, rms, eps)
-    errors.rms[rows], errors.eps[rows] = rms, eps
-    if context.is_grad.any():
-        with np.errstate(invalid="ignore"):  # inf on both sides
-            errors.gap[rows] = np.where(valid, np.abs(sample_a - sample_b), 0.0).max(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        errors.unit[rows] = np.where(rms > 0, eps * (np.sqrt(found.magnitude) + rms) / rms, np.nan)
+    errors.rms[rows], errors.eps[rows], errors.gap[rows] = rms, eps, found.gap
 
 
 def _nothing(n: int, words: Words) -> Errors:
@@ -223,30 +206,12 @@ def _small(keys: Ints) -> NDArray[Any]:
     return keys.astype(np.uint16) if int(keys.max(initial=0)) < 2**16 else keys
 
 
-def _unit(magnitude: Floats, rms: Floats, eps: Floats) -> Floats:
-    squares, _ = _mean_square(magnitude)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(rms > 0, eps * (np.sqrt(squares) + rms) / rms, np.nan)
-
-
-def _valid(sample: Floats, statistics: Statistics) -> NDArray[np.bool_]:
-    """Which slots hold an element: not the padding of a small tensor, nor an index of another shard."""
-    inside = np.arange(SLOTS)[None, :] < np.minimum(statistics.numel, SLOTS)[:, None]
-    return inside & (~np.isnan(sample) | (statistics.n_nan > 0)[:, None])
-
-
 @dataclass(frozen=True)
 class _Scale:
     """What one side says of rows and of their scale."""
 
-    sample: Floats
-    """Of the rows themselves, [n, 16]."""
     own: Statistics
     """Of the rows themselves."""
-    magnitude: Floats
-    """max(|own|, |old|) of each slot, [n, 16]; of the parameter for an update."""
-    old: Floats
-    """Value before the step, [n, 16]; NaN where it is not known."""
     rms: Floats
     statistics: Statistics
     """Of the rows that tell the scale: the parameters for updates."""
@@ -254,25 +219,15 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Half:
-    """Rows of one side: their places in what was read of it, and those of the rows that tell their scale."""
+    """Rows of one side, and their places in what was read of it: own, base, update, other (`samples.apart`), [n, 4]."""
 
     body: Body
     present: NDArray[np.bool_]
-    own: Place
-    update: Place
-    param: Place
-    other: Place
+    places: Place
 
     def part(self, part: slice) -> _Half:
         """Some of the rows."""
-        return _Half(
-            self.body,
-            self.present[part],
-            self.own[part],
-            self.update[part],
-            self.param[part],
-            self.other[part],
-        )
+        return _Half(self.body, self.present[part], self.places[part])
 
 
 class _Context:
@@ -284,8 +239,9 @@ class _Context:
         self.is_update = np.array([name == "update" for name in names])[q]
         self.is_param = np.array([name in ("param", "param_in") for name in names])[q]
         self.is_grad = np.array([is_grad(name) for name in names])[q]
-        self.is_state = np.array([name.startswith(("state.", "group.")) for name in names])[q]
-        self.is_before = np.array([name.partition(".")[0].endswith("_in") for name in names])[q]
+        self._is_before = np.array([name.partition(".")[0].endswith("_in") for name in names])[q]
+        is_state = np.array([name.startswith(("state.", "group.")) for name in names])[q]
+        self.flags = (IS_BEFORE * self._is_before + IS_STATE * is_state).astype(np.uint8)
         after = [grid.number(after_name(name)) for name in names]
         self._after = np.array([-1 if number is None else number for number in after], np.int64)[q]
         self._update, self._param = grid.number("update"), grid.number("param")
@@ -296,74 +252,49 @@ class _Context:
     def part(self, part: slice) -> _Context:
         """The same of some of the rows."""
         own = copy.copy(self)
-        for name in ("cell", "is_update", "is_param", "is_grad", "is_state", "is_before"):
+        for name in ("cell", "is_update", "is_param", "is_grad", "flags"):
             setattr(own, name, getattr(self, name)[part])
         return own
 
-    def places(self, at: NDArray[np.int32], before: NDArray[np.int32]) -> tuple[NDArray[np.int32], ...]:
-        """Rows of one side: themselves, the update, the parameter, the other end of the step, [n] each; -1 for none."""
+    def rows(self, at: NDArray[np.int32], before: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Rows of one side: own, base, update, other, [4, n]; -1 for none."""
         flat = at.ravel()
         none = np.full(len(self._row), -1, np.int32)
+        own = flat[self._own]
         update = flat[self._row + self._update] if self._update is not None else none
         param = flat[self._row + self._param] if self._param is not None else none
         update = np.where(self.is_update | self.is_param, update, np.int32(-1))
-        param = np.where(self.is_update, param, np.int32(-1))
+        base = np.where(self.is_update & (param >= 0), param, own)
         other = before.ravel()[self._own]
-        if self.is_before.any():
+        if self._is_before.any():
             after = np.where(self._after >= 0, flat[self._row + self._after], np.int32(-1))
-            other = np.where(self.is_before, after, other)
+            other = np.where(self._is_before, after, other)
         other = np.where(self.is_grad | self.is_update, np.int32(-1), other)
-        return flat[self._own], update, param, other
+        return np.stack([own, base, update, other])
 
     def scale(self, half: _Half) -> _Scale:
         """What one side says of each row and contributes to its scale."""
-        body, own, update, param, other = half.body, half.own, half.update, half.param, half.other
-        base = np.where(self.is_update & (param >= 0), param, own)
-        by_param, moved_by, known = (bool((row >= 0).any()) for row in (param, update, other))
-        sample, statistics = body.sample(own), body.statistics(own)
-        value = body.sample(base) if by_param else sample
-        nowhere = np.full_like(sample, np.nan)
-        change = body.sample(update) if moved_by else nowhere
-        root = np.sqrt(np.maximum(np.nan_to_num(statistics.numel, nan=1.0), 1.0))
+        body = half.body
+        own, base, update, other = half.places.T
+        statistics = body.statistics(own)
+        found = moments(body.samples, half.places, self.flags)
         with np.errstate(invalid="ignore"):
-            old = body.sample(other) if known else nowhere
-            if moved_by:
-                from_update = value - change
-                if self.is_before.any():
-                    from_update = np.where(self.is_before[:, None], value + change, from_update)
-                old = np.where((update >= 0)[:, None], from_update, old)
-            magnitude = np.abs(value)
-            rms = statistics.l2 / root
-            if moved_by or known:
-                magnitude = np.fmax(magnitude, np.abs(old))
-                mean_square, sampled = _mean_square(sample - old)
-                ends = statistics.l2 + np.nan_to_num(body.number("l2", other))
-                rms = np.where(sampled, np.sqrt(mean_square), ends / root)
+            root = np.sqrt(np.maximum(np.nan_to_num(statistics.numel, nan=1.0), 1.0))
+            ends = statistics.l2 + np.nan_to_num(body.number("l2", other))
+            rms = np.where(found.has_moved, np.sqrt(found.moved), ends / root)
             rms = np.where((other < 0) & self.is_param, 0.0, rms)  # start values: no step has changed them
-            if moved_by:
-                norm = body.number("l2", update) / root
-                if np.isnan(norm).any():
-                    squares, seen = _mean_square(change)
-                    norm = np.where(np.isnan(norm) & seen, np.sqrt(squares), norm)  # only its sample is known
-                rms = np.where(update >= 0, norm, rms)
+            norm = body.number("l2", update) / root
+            norm = np.where(np.isnan(norm) & found.has_update, np.sqrt(found.update), norm)  # only its sample is known
+            rms = np.where(update >= 0, norm, rms)
             rms = np.where(self.is_grad, statistics.l2 / root, rms)
-        return _Scale(sample, statistics, magnitude, old, rms, body.statistics(base) if by_param else statistics)
-
-
-def _mean_square(parts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Mean square of the finite numbers of each row, and whether it has any, [n] each."""
-    finite = np.isfinite(parts)
-    if finite.all():
-        return (parts**2).sum(axis=1) / parts.shape[1], np.ones(len(parts), bool)
-    count = finite.sum(axis=1)
-    return (np.where(finite, parts, 0.0) ** 2).sum(axis=1) / np.maximum(count, 1), count > 0
+        return _Scale(statistics, rms, statistics if (base == own).all() else body.statistics(base))
 
 
 def _formats(numbering: Numbering, context: _Context, a: _Half, b: _Half) -> tuple[Floats, Floats]:
     """Eps and smallest normal number of the coarser dtype of each row; for an update those of its parameter."""
     eps, tiny = [], []
     for half, name in ((a, "dtype_a"), (b, "dtype_b")):
-        own_eps, own_tiny = half.body.per_dtype(half.own, eps_of), half.body.per_dtype(half.own, tiny_of)
+        own_eps, own_tiny = (half.body.per_dtype(half.places[:, 0], number) for number in (eps_of, tiny_of))
         if context.is_update.any():
             words = [getattr(c, name) for c in numbering.cells]
             declared = np.array([eps_of(word) if word else np.nan for word in words])[context.cell]

@@ -16,6 +16,7 @@
 #include "_kernel_jobs.h"
 #include "_kernel_chunk.h"
 #include "_kernel_block.h"
+#include "_kernel_apart.h"
 #include "_kernel_look.h"
 
 /* ---- threads --------------------------------------------------------------------------------------------------- */
@@ -332,6 +333,10 @@ static PyMethodDef METHODS[] = {
     {"instructions", (PyCFunction)(void (*)(void))instructions, METH_FASTCALL,
      "instructions([name]): choose the instruction set, the best one without a name; return its name"},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, "look(known, groups, state, jobs): see steady.py"},
+    {"sample_moments", (PyCFunction)(void (*)(void))sample_moments, METH_FASTCALL,
+     "sample_moments(samples, places, flags, out): see compare/samples.py"},
+    {"samples_apart", (PyCFunction)(void (*)(void))samples_apart, METH_FASTCALL,
+     "samples_apart(samples_a, samples_b, places, flags, limits, out): see compare/samples.py"},
     {NULL, NULL, 0, NULL},
 };
 
