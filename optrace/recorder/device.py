@@ -73,6 +73,12 @@ class Device(Protocol):
     def send(self, results: torch.Tensor) -> Arrival:
         """Have results (int64 [n] on the device) copied to the host."""
 
+    def mark(self) -> Any:
+        """A point in the work of the current stream."""
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """What the device took from one mark to another, once it has come past both."""
+
 
 class CudaDevice:
     """A CUDA device, NVIDIA's or (through ROCm) AMD's."""
@@ -120,6 +126,17 @@ class CudaDevice:
             done.record(self._aside)
         results.record_stream(self._aside)
         return _Pinned(pinned, done)
+
+    def mark(self) -> Any:
+        """A point in the work of the current stream."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """What the device took from one mark to another, once it has come past both."""
+        milliseconds: float = first.elapsed_time(last)
+        return milliseconds / 1000
 
 
 class _Bytes:
@@ -181,6 +198,14 @@ class HostDevice:
     def send(self, results: torch.Tensor) -> Arrival:
         """The results as they are: they are here."""
         return _Here(results)
+
+    def mark(self) -> Any:
+        """Nothing: what is launched is done when the launch returns."""
+        return None
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """Nothing beside what the host took."""
+        return 0.0
 
 
 class _Here:

@@ -13,9 +13,9 @@ import torch
 from optrace.recorder import hyper
 from optrace.recorder.capture import Capture, Options, Tell, _Extra, _Last
 from optrace.recorder.device import Arrival, Device, cuda_device
-from optrace.recorder.device_find import DeviceFinder, as_recorded
+from optrace.recorder.device_find import DeviceFinder
 from optrace.recorder.device_plans import AfterDevice, BeforeDevice, DeviceCopies, HookPlan
-from optrace.recorder.device_table import Longs
+from optrace.recorder.device_step import Begun, Described, Measured, Nothing, all_as_recorded
 from optrace.recorder.finding import StateFound
 from optrace.recorder.finished import Finished
 from optrace.recorder.jobs import Rows, measure_now
@@ -25,68 +25,8 @@ from optrace.recorder.micro import MicroGradients
 from optrace.recorder.names import ParamNames
 from optrace.recorder.plans import Label, Located, make_label
 from optrace.recorder.settings import Settings
-from optrace.recorder.tensors import NOTHING, Kind, quiet_torch
+from optrace.recorder.tensors import NOTHING, quiet_torch
 from optrace.trace.measure import STAT
-
-_NOWHERE = Located([], [], [])
-
-
-@dataclass
-class _Measured:
-    """What a hook measured: the rows, those of the device still empty, and where their values come from."""
-
-    plan: HookPlan
-    rows: Rows
-    found: torch.Tensor | None
-
-    def fill(self, results: Longs) -> Longs:
-        """Fill the rows from the front of `results`; returns the rest."""
-        size = self.plan.size
-        self.plan.fill(self.rows, results[:size])
-        return results[size:]
-
-
-@dataclass
-class _Tensors:
-    """Parameters, or tensors of state, whose edits between two steps are told."""
-
-    quantity: str
-    names: Sequence[Any]
-    """Of parameters: their names; of state: the parameter's name and the key."""
-    groups: Sequence[int]
-    """Of parameters: theirs."""
-    owners: Sequence[int]
-    """Of state: the position of its parameter, or -1."""
-    located: Located
-    kinds: list[Kind]
-    """Without the order in memory."""
-
-    def label(self, i: int) -> Label:
-        """Of the row that tells of an edit."""
-        _, numel, kind = self.located[i]
-        if self.quantity == "param_in":
-            return make_label(self.groups[i], self.names[i], "param_in", numel, kind)
-        name, key = self.names[i]
-        owner = self.owners[i]
-        return make_label(self.groups[owner] if owner >= 0 else -1, name, f"state_in.{key}", numel, kind)
-
-
-@dataclass
-class _Begun:
-    """What is known between the hooks before and after a step."""
-
-    params: list[torch.Tensor]
-    located: Located
-    options: Options
-    plan: BeforeDevice
-    measured: _Measured
-    grads: Located
-    evaluated: _Measured | None
-    present: npt.NDArray[np.bool_]
-    param_in: _Tensors
-    state_in: _Tensors
-    micro: _Extra
-    scale: torch.Tensor | None
 
 
 class DeviceCapture(Capture):
@@ -113,7 +53,7 @@ class DeviceCapture(Capture):
         self._before_plan: BeforeDevice | None = None
         self._after_plan: AfterDevice | None = None
         self._labels: tuple[Any, ...] = ()
-        self._begun: _Begun | None = None
+        self._begun: Begun | None = None
         self._told_how = False
         self._numbers = self.slots = Slots()
 
@@ -151,13 +91,18 @@ class DeviceCapture(Capture):
         tensors = (self._layout_of(labels), rows, np.ones(len(labels), np.bool_)) if labels else None
         return Finished([], tensors, {}, [])
 
-    def _launch(self, found: Sequence[Any]) -> _Measured:
+    def _launch(self, found: Sequence[Any]) -> Measured:
         """Measure a few tensors once."""
         operations = [(STAT, one, row, 0, 0) for row, one in enumerate(found)]
         plan = HookPlan(self._device, self._tell_once, operations, len(operations))
-        return _Measured(plan, *plan.run([one[0] for one in found], torch.get_num_threads()))
+        return self._run(plan, [one[0] for one in found])
 
-    def _send(self, measured: Sequence[_Measured], numbers: Sequence[torch.Tensor]) -> Arrival:
+    def _run(self, plan: HookPlan, addresses: Sequence[int]) -> Measured:
+        first = self._device.mark()
+        rows, found = plan.run(addresses, torch.get_num_threads())
+        return Measured(plan, rows, found, (first, self._device.mark()))
+
+    def _send(self, measured: Sequence[Measured], numbers: Sequence[torch.Tensor]) -> Arrival:
         """Have everything that was found, and then the numbers, copied to the host in one piece."""
         parts = [one.found for one in measured if one.found is not None]
         if numbers:
@@ -165,7 +110,7 @@ class DeviceCapture(Capture):
             values = [number.detach().reshape(()).to(where, torch.float64, non_blocking=True) for number in numbers]
             parts.append(torch.stack(values).view(torch.int64))
         if not parts:
-            return _Nothing()
+            return Nothing()
         with self._device.current():
             return self._device.send(torch.cat(parts))
 
@@ -193,16 +138,16 @@ class DeviceCapture(Capture):
             if plan is None or not plan.fits(parts, copies):
                 with_params = wanted.param or wanted.update
                 plan = self._before_plan = BeforeDevice(self._device, self._tell_once, parts, copies, with_params)
-            rows, found = plan.run(parts, torch.get_num_threads())
+            measured = self._run(plan.plan, plan.addresses(parts))
         extra = _Extra()
         if micro:
             self._add_micro(params, located, extra, micro)
-        self._begun = _Begun(
+        self._begun = Begun(
             params,
             located,
             options,
             plan,
-            _Measured(plan.plan, rows, found),
+            measured,
             grads,
             None,
             plan.present,
@@ -213,14 +158,14 @@ class DeviceCapture(Capture):
         )
         self._say_how()
 
-    def _of_params(self, located: Located) -> _Tensors:
+    def _of_params(self, located: Located) -> Described:
         names, groups = self.inventory.names, self.inventory.groups
-        return _Tensors("param_in", names, groups, (), located, _as_recorded(located))
+        return Described("param_in", names, groups, (), located, all_as_recorded(located))
 
-    def _of_state(self, state: StateFound) -> _Tensors:
+    def _of_state(self, state: StateFound) -> Described:
         owners = [index for index, _ in state.labels]
         groups = self.inventory.groups
-        return _Tensors("state_in", state.names, groups, owners, state.located, _as_recorded(state.located))
+        return Described("state_in", state.names, groups, owners, state.located, all_as_recorded(state.located))
 
     def evaluated(self, optimizer: Any = None) -> None:
         """Measure the gradients anew: a closure has just evaluated them."""
@@ -253,9 +198,8 @@ class DeviceCapture(Capture):
             if plan is None or self._labels != labels or not plan.fits(parts, copies):
                 plan = self._after_plan = self._plan(parts, begun.grads, state, copies)
                 self._labels = (*labels[:4], list(self._group_keys))
-            rows, found = plan.run(parts, torch.get_num_threads())
             measured = [begun.measured, *([begun.evaluated] if begun.evaluated else [])]
-            measured.append(_Measured(plan.plan, rows, found))
+            measured.append(self._run(plan.plan, plan.addresses(parts)))
             taken = self._numbers.take()
             arrival = self._send(measured, [number for number, _ in taken])
         step = _DeviceStep(
@@ -301,6 +245,7 @@ class DeviceCapture(Capture):
         results = step.arrival.wait()
         for measured in step.measured:
             results = measured.fill(results)
+            step.seconds += self._device.seconds(*measured.marks)
         for slot, value in zip(step.slots, results.view(np.float64).tolist(), strict=True):
             slot.value = value
         before, rows = begun.measured.rows, step.measured[-1].rows
@@ -317,7 +262,7 @@ class DeviceCapture(Capture):
             whole["sample"] = np.nan
         return self._layout_of(plan.labels + labels), whole, np.concatenate([present, there])
 
-    def _edits(self, begun: _Begun, params: Rows, state: Rows) -> tuple[list[Label], Rows, npt.NDArray[np.bool_]]:
+    def _edits(self, begun: Begun, params: Rows, state: Rows) -> tuple[list[Label], Rows, npt.NDArray[np.bool_]]:
         """Rows of what is not, bit for bit, as the last recorded rows have it, and of each backward's gradients."""
         labels: list[Label] = []
         rows = [params[:0]]
@@ -346,7 +291,7 @@ class DeviceCapture(Capture):
             there += [found[2] is not None for found in begun.micro.found]
         return labels, np.concatenate(rows), np.array(there, np.bool_)
 
-    def _keep_in_mind(self, params: _Tensors, state: _Tensors, param_rows: Rows, state_rows: Rows) -> None:
+    def _keep_in_mind(self, params: Described, state: Described, param_rows: Rows, state_rows: Rows) -> None:
         """Keep the fingerprints of the rows that have just been recorded."""
         if self._wanted.param:
             self._last_params = _Last(params.names, params.kinds, param_rows["fingerprint"].copy())
@@ -366,12 +311,14 @@ class _DeviceStep:
 
     capture: DeviceCapture
     arrival: Arrival
-    begun: _Begun
+    begun: Begun
     plan: AfterDevice
-    measured: list[_Measured]
+    measured: list[Measured]
     slots: list[Slot]
-    params: _Tensors
-    state: _Tensors
+    params: Described
+    state: Described
+    seconds: float = 0.0
+    """What the device took to measure them; 0 until they are complete."""
 
     def __post_init__(self) -> None:
         self.begun.params = []  # a step that waits keeps no tensor of the program alive
@@ -385,20 +332,6 @@ class _DeviceStep:
     def complete(self) -> Tensors | None:
         """The rows; waits for them where they have not arrived."""
         return self.capture.complete(self)
-
-
-def _as_recorded(located: Located) -> list[Kind]:
-    return [kind if type(kind) is torch.dtype else as_recorded(kind) for kind in located.kinds]
-
-
-class _Nothing:
-    """No results: nothing of the step was on the device."""
-
-    def ready(self) -> bool:
-        return True
-
-    def wait(self) -> Longs:
-        return np.zeros(0, np.int64)
 
 
 def capture_of(

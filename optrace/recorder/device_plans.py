@@ -163,12 +163,10 @@ class BeforeDevice:
             and self._types == _places(parts)
         )
 
-    def run(self, parts: tuple[Located, Located, Located], threads: int) -> tuple[Rows, torch.Tensor | None]:
-        """Measure; see `HookPlan.run`."""
+    def addresses(self, parts: tuple[Located, Located, Located]) -> list[int]:
+        """Where the operations of `plan` find these tensors."""
         grads, params, state = parts
-        return self.plan.run(
-            grads.addresses + (params.addresses if self._with_params else []) + state.addresses, threads
-        )
+        return grads.addresses + (params.addresses if self._with_params else []) + state.addresses
 
 
 class AfterDevice:
@@ -220,11 +218,10 @@ class AfterDevice:
             and self._types == _places(parts)
         )
 
-    def run(self, parts: tuple[Located, Located, Located, Located], threads: int) -> tuple[Rows, torch.Tensor | None]:
-        """Measure; see `HookPlan.run`."""
+    def addresses(self, parts: tuple[Located, Located, Located, Located]) -> list[int]:
+        """Where the operations of `plan` find these tensors."""
         _, params, state, scalars = parts
-        where = (params.addresses if self._with_params else []) + state.addresses + scalars.addresses
-        return self.plan.run(where, threads)
+        return (params.addresses if self._with_params else []) + state.addresses + scalars.addresses
 
     def complete(self, rows: Rows, grads: Rows, params_before: Rows) -> Rows:
         """The rows on disk: those found, those of the gradients, and the updates that only samples are known of."""

@@ -7,6 +7,9 @@ from typing import Any
 
 from optrace.errors import RecordError
 
+PLAIN = frozenset({str, bool, int, type(None)})
+"""JSON as they are, and unable to change."""
+
 
 def clean_json(data: Any, where: str = "data") -> Any:
     """Return `data` as something that strict JSON can hold, and nothing that could change later.
@@ -29,6 +32,15 @@ def clean_json(data: Any, where: str = "data") -> Any:
     if isinstance(data, list | tuple):
         return [clean_json(value, f"{where}[{index}]") for index, value in enumerate(data)]
     return clean_json(_value(data, where), where)
+
+
+def json_of(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of an event, cleaned; or what is wrong with it, under `unreadable`."""
+    try:
+        cleaned: dict[str, Any] = clean_json(data)
+    except RecordError as error:
+        cleaned = {"unreadable": str(error)}
+    return cleaned
 
 
 def _plain(data: Any) -> Any:

@@ -71,6 +71,9 @@ def arrived(value: Any) -> Any:
 class Waiting(Protocol):
     """The rows of a step, on their way."""
 
+    seconds: float
+    """What the device took to measure them; 0 until they are complete."""
+
     def ready(self) -> bool:
         """Whether they have arrived; does not wait."""
 

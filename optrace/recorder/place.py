@@ -433,3 +433,12 @@ def _point_latest(run: Path) -> None:
         os.replace(draft, latest)
     except OSError:  # there is a folder of that name: not ours to touch
         draft.unlink()
+
+
+def shown(path: Path) -> str:
+    """A path as the user would write it: relative where it lies below the working directory."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:
+        return str(path)
+    return str(path) if relative.startswith("..") else relative

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optrace.errors import OptraceError, RecordError
 from optrace.recorder import place
 from optrace.recorder.attach import say
-from optrace.recorder.events_data import clean_json
+from optrace.recorder.events_data import PLAIN, json_of
 from optrace.recorder.later import Later, Slots, Tensors, arrived
 from optrace.recorder.settings import Settings
 from optrace.trace.schema import Event
@@ -42,10 +42,6 @@ _WAITING = 10_000
 _RARE = frozenset(
     {"step_skipped", "step_failed", "state_init", "load_state_dict", "add_param_group", "recorder", "user"}
 )
-
-
-_PLAIN = frozenset({str, bool, int, type(None)})
-"""JSON as they are, and unable to change."""
 
 
 _event: Callable[[tuple[int, int, str, int, dict[str, Any]]], Event] = partial(tuple.__new__, Event)
@@ -174,7 +170,8 @@ class Session:
         if not self.active:
             return
         try:
-            self._later.write_all()
+            with self._lock:
+                self._later.write_all()
         except Exception:  # what failed first is told
             self._later = Later()
         self.active = False
@@ -286,7 +283,7 @@ class Session:
         """Have the numbers on a device that the waiting events tell of come with a step's results."""
         with self._lock:
             for place, (seq, step, kind, index, data, reference) in enumerate(self._pending):
-                if not _PLAIN.issuperset(map(type, data.values())):
+                if not PLAIN.issuperset(map(type, data.values())):
                     carried = {key: slots.put(value) for key, value in data.items()}
                     self._pending[place] = seq, step, kind, index, carried, reference
 
@@ -307,8 +304,8 @@ class Session:
                 elif not last and optimizer is not None and self.active and len(self._pending) < _PENDING // 2:
                     self._pending.append(entry)
                     continue
-            if clean and not _PLAIN.issuperset(map(type, data.values())):
-                data = _json_of(data)
+            if clean and not PLAIN.issuperset(map(type, data.values())):
+                data = json_of(data)
             events.append(_event((seq, step, kind, index, data)))
         return events
 
@@ -478,8 +475,10 @@ class Session:
 
         def write(found: Tensors | None) -> None:
             row = None if taken is None else {key: arrived(value) for key, value in taken.items()}
-            known = [event._replace(data=_json_of(event.data)) for event in events]
+            known = [event._replace(data=json_of(event.data)) for event in events]
             self._put(step, index, groups, tensors if waiting is None else found, row, known)
+            if waiting is not None:
+                self.price.hooks += waiting.seconds
 
         self._later.put(waiting, write)
 
@@ -513,7 +512,7 @@ class Session:
         self._rank_info = {**environment(), "rank": self._place.rank_number, "optimizers": []}
         self._rank.write_rank(self._rank_info)
         if self.from_python and not self.settings.quiet and self._place.rank_number == 0:
-            say(f"recording to {_shown(self._place.run)}")
+            say(f"recording to {place.shown(self._place.run)}")
         end_with_process(self)
 
     def _note_optimizer(self, track: Track | ToldOptimizer, optimizer: Any) -> None:
@@ -566,7 +565,7 @@ class Session:
         if not self.price.told:
             self._say_price()
         steps = f"{self._last_step} steps are" if self._last_step != 1 else "1 step is"
-        shown = _shown(self._place.run)
+        shown = place.shown(self._place.run)
         say(f"{steps} in {shown}; see them with: optrace show {shown}")
 
     def _speaks(self) -> bool:
@@ -593,20 +592,3 @@ def _reference(thing: Any) -> weakref.ref[Any] | None:
         return weakref.ref(thing)
     except TypeError:
         return None
-
-
-def _json_of(data: dict[str, Any]) -> dict[str, Any]:
-    try:
-        cleaned: dict[str, Any] = clean_json(data)
-    except RecordError as error:
-        cleaned = {"unreadable": str(error)}
-    return cleaned
-
-
-def _shown(path: Path) -> str:
-    """A path as the user would write it: relative where it lies below the working directory."""
-    try:
-        relative = os.path.relpath(path)
-    except ValueError:
-        return str(path)
-    return str(path) if relative.startswith("..") else relative

@@ -274,6 +274,24 @@ def test_steps_are_written_when_their_results_are_there(tmp_path: Path) -> None:
     assert list(trace.events.seq) == sorted(trace.events.seq)
 
 
+class Slow(HostDevice):
+    """Says that it took a quarter of a second in each hook."""
+
+    def mark(self) -> Any:
+        return 0
+
+    def seconds(self, first: Any, last: Any) -> float:
+        return 0.25
+
+
+def test_the_price_counts_what_the_device_takes(tmp_path: Path) -> None:
+    session = begin(tmp_path / "run", Slow())
+    _, step = one_weight()
+    for _ in range(4):
+        step()
+    assert 4 * 2 * 0.25 <= session.price.hooks < 4 * 2 * 0.25 + 1
+
+
 def test_so_many_steps_wait_and_no_more(tmp_path: Path) -> None:
     device = LateDevice(0)
     begin(tmp_path / "run", device)
