@@ -66,7 +66,9 @@ class NoiseFloor:
         own = lay_out(*self._sides, self._numbering, low, high, self._previous)
         shape = (len(self._numbering.cells), len(self._numbering.quantities))
         errors = np.zeros((len(own.steps), *shape))
-        where = np.nonzero(own.differs)
+        differs = own.differs.copy()
+        differs[: own.overlap] = False  # they were judged in the stretch before, beside what came before them
+        where = np.nonzero(differs)
         if len(where[0]):
             found = evidence.judge(own, *self._sides, self._numbering, where, Tolerance(), self._kept)
             errors[where] = found.step
