@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from optrace.compare import cancelled, evidence
-from optrace.compare.columns import Floats, Ints, Numbering, Side
+from optrace.compare.bodies import Kept
+from optrace.compare.columns import KEYS, Floats, Ints, Numbering, Side
 from optrace.compare.grid import Bools, Grid, lay_out
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.noise import FACTOR, NoiseFloor
@@ -30,8 +31,10 @@ from optrace.compare.report import Divergence
 from optrace.compare.timeline import Timeline
 from optrace.compare.whole import judge_whole
 
-CELLS_AT_ONCE = 120_000
-"""Rows laid out at once, counting empty places: about 100 MB when every one of them differs."""
+CELLS_AT_ONCE = 400_000
+"""Rows laid out at once, counting empty places: about 150 MB when every one of them differs."""
+_PEEK = 4
+"""Steps looked at for the quantities that there are."""
 
 Order = tuple[float, int, int]
 
@@ -92,20 +95,32 @@ class Walk:
         self.drifted = False
         """Whether numbers drifted beyond the tolerance while every step stayed within it."""
         self._carry = Carry()
+        self._kept = Kept()
 
     def run(self, progress: Callable[[int, int], Any] | None = None) -> None:
         """Compare everything; `progress` is told steps done and all after each stretch."""
         steps = self.timeline.steps
+        for side in (self.side_a, self.side_b):
+            side.load(int(steps[0]), int(steps[:_PEEK][-1]), KEYS)  # tells which quantities there are
+        ends = self._segment_ends()
         done, previous = 0, None
         while done < len(steps):
             size = max(len(self.numbering.cells), 1) * max(len(self.numbering.quantities), 8)
-            count = max(CELLS_AT_ONCE // size, 1) if done else min(4, max(CELLS_AT_ONCE // size, 1))
-            part = steps[done : done + self.timeline.within(done, count)]
+            count = self.timeline.within(done, max(CELLS_AT_ONCE // size, 1))
+            part = steps[done : done + count]
+            fitting = ends[(ends >= part[0]) & (ends < part[-1])]
+            if len(fitting):
+                part = part[part <= fitting[-1]]
             self._stretch(int(part[0]), int(part[-1]), previous)
             previous = int(part[-1])
             done += len(part)
             if progress is not None:
                 progress(done, len(steps))
+
+    def _segment_ends(self) -> Ints:
+        """Steps of A at which a sealed segment of its tensors ends: stretches that end there read no segment twice."""
+        find = getattr(self.side_a.source.trace, "segment_ends", None)
+        return np.array(find("tensors") if find is not None else [], np.int64)
 
     def _stretch(self, low: int, high: int, previous: int | None) -> None:
         unequal = self.hyper.stretch(low, high)
@@ -134,7 +149,7 @@ class Walk:
         floor = self.noise.floors(grid, cells, self.numbering.matching) if self.noise is not None else None
         if len(where[0]):
             allowed = self.limits.tolerance(rules[where[1:]])
-            found = evidence.judge(grid, self.side_a, self.side_b, self.numbering, where, allowed)
+            found = evidence.judge(grid, self.side_a, self.side_b, self.numbering, where, allowed, self._kept)
             errors[where] = np.where(found.alike, 0.0, np.maximum(found.raw, 1.0))
         elif not self._carry.errors and not self._carry.noise:
             return
