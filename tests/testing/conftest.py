@@ -66,7 +66,7 @@ def project(pytester, monkeypatch):
         stored = pytester.path / "optrace_baselines" / "test_mine"
 
         def run(self, *arguments):
-            quiet = ("-p", "no:randomly", "-p", "no:cacheprovider")
+            quiet = ("-p", "no:cacheprovider", *(() if "--randomly" in str(arguments) else ("-p", "no:randomly")))
             if "-n" in arguments:
                 return pytester.runpytest_subprocess(*PLUGIN, *quiet, *arguments)
             for stale in pytester.path.rglob("__pycache__"):  # a file written twice within a second keeps its bytecode

@@ -1,6 +1,10 @@
 """Baselines of optimizers: missing, made, compared, made anew, refused, unused."""
 
+import shutil
+
 import pytest
+
+from optrace.testing.properties import PROPERTIES
 
 
 def lines(result):
@@ -78,13 +82,32 @@ def test_regen_all_writes_again_what_passes_with_other_bits(project):
     assert file.read_text() == text
 
 
-def test_regen_is_refused_under_ci_unless_allowed(project, monkeypatch):
-    monkeypatch.setenv("CI", "true")
+@pytest.mark.parametrize(("variable", "value"), [("CI", "true"), ("CI", "1"), ("BUILD_NUMBER", "7")])
+def test_regen_is_refused_under_ci_unless_allowed(project, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
     result = project.run("--optrace-regen=new")
     assert result.ret == 4
     assert "OPTRACE_REGEN_IN_CI=1" in lines(result)
+    assert not project.stored.exists()
     monkeypatch.setenv("OPTRACE_REGEN_IN_CI", "1")
+    project.run("--optrace-regen=new", "--collect-only", "-q").assert_outcomes()
+    monkeypatch.delenv("OPTRACE_REGEN_IN_CI")
+    monkeypatch.setenv(variable, "false" if variable == "CI" else "")
+    assert project.run("--optrace-regen=new", "--collect-only", "-q").ret == 0
+
+
+def test_in_ci_the_comparison_is_the_local_one(project, monkeypatch):
     project.run("--optrace-regen=new").assert_outcomes(passed=1)
+    monkeypatch.setenv("CI", "true")
+    project.run().assert_outcomes(passed=1)
+    project.average()
+    numbers = []
+    for value in ("true", ""):
+        monkeypatch.setenv("CI", value)
+        text = lines(project.run())
+        numbers.append({line for line in text.splitlines() if line.startswith("  step ")})
+    assert numbers[0]
+    assert numbers[0] == numbers[1]
 
 
 def test_regen_is_refused_with_xdist_workers(project):
@@ -174,7 +197,6 @@ def test_unused_files_are_reported_in_whole_runs_only(project):
     assert "test_gone.csv" not in lines(project.run("test_mine.py::test_sgd"))
     project.write(test_mine=(project.path / "test_mine.py").read_text() + "\ndef test_plain():\n    pass\n")
     assert "test_gone.csv" not in lines(project.run("-k", "sgd"))
-    assert "unused   optrace_baselines/test_mine/test_gone.csv" in lines(project.run("-n", "2"))
 
 
 def test_parametrized_tests_classes_and_names_have_files_of_their_own(project):
@@ -187,10 +209,46 @@ def test_parametrized_tests_classes_and_names_have_files_of_their_own(project):
     )
     project.run("--optrace-regen=new").assert_outcomes(passed=2)
     assert len(list(project.stored.iterdir())) == 4
-    for arguments in ((), ("-n", "2"), ("--import-mode=importlib",)):
+    for arguments in ((), ("--import-mode=importlib",)):
         result = project.run(*arguments)
         result.assert_outcomes(passed=2)
         assert "unused" not in lines(result)
+    (project.stored / "test_gone.csv").write_text("old")
+    result = project.run("-n", "2")
+    result.assert_outcomes(passed=2)
+    assert "unused   optrace_baselines/test_mine/test_gone.csv" in lines(result)
+    assert lines(result).count("unused") == 1
+
+
+EVERYTHING = """
+import pytest, torch
+from mine import MySGD
+
+@pytest.mark.parametrize("lr", [0.1, 0.2, 0.3, 0.4])
+def test_sgd(lr, optrace_baseline):
+    optrace_baseline.check(lambda p: MySGD(p, lr=lr))
+
+@pytest.mark.optrace_golden("sgd", cases=["plain", "momentum"])
+def test_golden(optrace_golden):
+    optrace_golden.check(torch.optim.SGD)
+
+@pytest.mark.optrace_conformance([torch.optim.Adagrad])
+def test_property(optrace_conformance):
+    optrace_conformance.check()
+"""
+
+
+def test_order_and_seeds_of_pytest_randomly_change_no_baseline(project):
+    project.write(test_mine=EVERYTHING)
+    orders, stored = [], []
+    for seed in (1, 2):
+        shutil.rmtree(project.stored, ignore_errors=True)
+        result = project.run("-v", f"--randomly-seed={seed}", "--optrace-regen=new")
+        result.assert_outcomes(passed=8 + len(PROPERTIES))
+        orders.append([line for line in lines(result).splitlines() if " PASSED" in line])
+        stored.append({path.name: path.read_bytes() for path in project.stored.iterdir()})
+    assert orders[0] != orders[1]
+    assert stored[0] == stored[1]
 
 
 def test_two_checks_of_one_name_are_refused(project):
