@@ -10,6 +10,7 @@ from pathlib import Path
 
 SUBJECTS = {
     "record": "a recorded step against a bare one and against other ways to write such statistics down",
+    "hooks": "the hooks alone, in CPU time of one thread: also for a busy machine",
     "diff": "two traces compared, against a pandas merge of the same columns; the command on small runs",
     "read": "a long run: cost per step, files, opening it, the history of one parameter",
     "memory": "peak memory of a recorded training beyond a bare one",

@@ -57,15 +57,19 @@ def _written(write: Callable[..., Any]) -> Around:
     return around
 
 
-def _ways() -> dict[str, Around]:
-    ways: dict[str, Around] = {
-        "bare": _bare,
+def recorded_ways() -> dict[str, Around]:
+    """What optrace may be asked to record: a context around a training and the folder of its run."""
+    return {
         "optrace": _recorded(),
         "optrace, hyper-parameters only": _recorded(quantities=["group.*"], values="none"),
         "optrace, --values grad": _recorded(values="grad"),
         "optrace, --values full": _recorded(values="full"),
     }
-    return ways | {name: _written(write) for name, write in ALTERNATIVES.items()}
+
+
+def _ways() -> dict[str, Around]:
+    others = {name: _written(write) for name, write in ALTERNATIVES.items()}
+    return {"bare": _bare, **recorded_ways(), **others}
 
 
 def _times(training: Training, around: Around, folder: Path) -> tuple[list[float], list[float]]:
