@@ -131,27 +131,38 @@ def _split(indices: list[int], count: int) -> list[list[int]]:
     return [indices[i * size : (i + 1) * size] for i in range(count)]
 
 
-# ---- FSDP1 ----
+# ---- FSDP1 and DeepSpeed ZeRO ----
+
+_ZERO = {
+    "deepspeed.runtime.zero.stage_1_and_2": ("DeepSpeedZeroOptimizer", "single_partition_of_fp32_groups"),
+    "deepspeed.runtime.zero.stage3": ("DeepSpeedZeroOptimizer_Stage3", "fp32_partitioned_groups_flat"),
+}
+"""Module -> its optimizer, and where that keeps this rank's partition of each group."""
 
 
 class FlatPieces:
-    """Parameters that FSDP1 (`use_orig_params=True`) made stretches of its flattened parameters, and which stretches.
+    """Parameters that are stretches of flattened ones, and which stretches.
 
-    Read from `FlatParameter._params`, `_shapes` and `_shard_param_infos` (torch 2.1 to 2.13); where a torch has them no
-    longer, nothing is found and the stretches are recorded as if they were whole.
+    FSDP1 (`use_orig_params=True`) is read from `FlatParameter._params`, `_shapes` and `_shard_param_infos` (torch 2.1
+    to 2.13). DeepSpeed ZeRO (0.19) gives the optimizer this rank's equal part of each flattened group; these parts make
+    the whole in the order of the ranks. Where they have such attributes no longer, nothing is found and the stretches
+    are recorded as if they were whole.
     """
 
     def __init__(self) -> None:
         self._found: dict[int, Piece] = {}
 
     def look(self, params: Sequence[torch.Tensor]) -> None:
-        """Find the stretches of `params` in the live FSDP1 modules."""
+        """Find the stretches of `params` in the live modules of FSDP1 and optimizers of DeepSpeed."""
         self._found = {}
-        flat = sys.modules.get("torch.distributed.fsdp._flat_param")
-        if flat is None:
-            return
         wanted = {id(param) for param in params}
-        for handle in gc.get_objects():
+        for module, (kind, attribute) in _ZERO.items():
+            known = getattr(sys.modules.get(module), kind, None)
+            for zero in gc.get_objects() if known is not None else ():
+                if type(zero) is known:
+                    self._partitions(zero, getattr(zero, attribute, ()), wanted)
+        flat = sys.modules.get("torch.distributed.fsdp._flat_param")
+        for handle in gc.get_objects() if flat is not None else ():
             if type(handle) is flat.FlatParamHandle and handle.uses_sharded_strategy:
                 whole = handle.flat_param
                 infos = getattr(whole, "_shard_param_infos", None)
@@ -161,6 +172,17 @@ class FlatPieces:
                         start = info.intra_param_start_idx if info.in_shard else 0
                         length = info.numel_in_shard if info.in_shard else 0
                         self._found[id(param)] = Piece((length,), (start,), (math.prod(shape),), whole=tuple(shape))
+
+    def _partitions(self, zero: Any, partitions: Sequence[torch.Tensor], wanted: set[int]) -> None:
+        """Place this rank's partition of each group behind those of the ranks before it."""
+        by_group = getattr(zero, "real_dp_process_group", None)
+        for number, partition in enumerate(partitions):
+            if id(partition) in wanted:
+                group = by_group[number] if by_group is not None else getattr(zero, "dp_process_group", None)
+                rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+                size = partition.numel()
+                if rank >= 0 and world > 1:
+                    self._found[id(partition)] = Piece((size,), (rank * size,), (world * size,), whole=(world * size,))
 
     def __bool__(self) -> bool:
         return bool(self._found)

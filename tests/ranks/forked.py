@@ -15,13 +15,14 @@ import sys
 import traceback
 from pathlib import Path
 
+import deepspeed_zero
 import faults
 import layouts
 import partial
 import single
 import torch
 
-PROGRAMS = {"faults": faults.main, "layouts": layouts.main, "partial": partial.main, "single": single.main}
+PROGRAMS = {module.__name__: module.main for module in (deepspeed_zero, faults, layouts, partial, single)}
 
 
 def free_port() -> int:
@@ -33,6 +34,7 @@ def free_port() -> int:
 def run_rank(program: str, out: Path, arguments: list[str]) -> None:
     """What a forked process does; it never returns."""
     status = 1
+    os.dup2(2, 1)  # standard output is for answers
     try:
         PROGRAMS[program](out, arguments)
         status = 0
