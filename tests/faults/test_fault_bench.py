@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import optrace
 from tests.faults.cases import FAULTS, Fault
+from tests.faults.findings import FINDINGS
 from tests.faults.table import table, try_fault
 
 pytestmark = [
@@ -18,6 +20,9 @@ def test_the_cause_is_found_and_no_other(tmp_path, fault: Fault):
     assert result.located, f"{fault.where} expected:\n{result.report}"
     assert result.named, f"{fault.codes} expected, {result.said} said:\n{result.report}"
     assert not result.wrong, f"{fault.codes} expected, {result.said} said:\n{result.report}"
+    for side, expected in (("right", ()), ("wrong", FINDINGS.get(fault.name, ()))):
+        found = optrace.lint(tmp_path / side)
+        assert found.codes == expected, f"{side} run:\n{found}"
 
 
 def test_the_table_counts_what_was_found(tmp_path):
@@ -25,6 +30,10 @@ def test_the_table_counts_what_was_found(tmp_path):
     lines = table([try_fault(fault, tmp_path)])
     assert "| nesterov-sign | Paddle#12231 | 1 update | rule-nesterov | rule-nesterov | yes | yes | no |" in lines
     assert lines[-1].startswith("1 faults: located 1, named 1 (100%), wrongly named 0")
+
+
+def test_the_linter_is_asked_about_faults_of_the_bench_alone():
+    assert set(FINDINGS) <= {fault.name for fault in FAULTS if fault.codes}
 
 
 def test_names_are_unique_and_most_faults_are_real_or_controls():
