@@ -99,7 +99,10 @@ class Client:
         return frame[frame["optimizer"] == optimizer]["param"].tolist()
 
     def check(self, steps: Iterable[int]) -> None:
-        """Output and weights are those of the bare run; all rows those of the capture; so many steps an optimizer."""
+        """Output and weights are those of the bare run; all rows those of the capture; so many steps an optimizer.
+
+        And the linter, which must keep quiet on healthy programs, finds nothing.
+        """
         assert self.recorded == self.alone
         weights = [(self.folder / kind / "weights.pt").read_bytes() for kind in ("alone", "recorded", "captured")]
         assert weights[0] == weights[1], "recording changed the weights"
@@ -111,6 +114,8 @@ class Client:
         assert self.trace.rank_info["end"] == "clean"
         for index, captured in enumerate(self.captured):
             check_optimizer(self.trace, index, captured)
+        found = optrace.lint(self.trace)
+        assert found.clean, str(found)
 
     def check_losses(self) -> None:
         """Loss and number of backwards of each step are those of the capture (one optimizer, no backward lost)."""

@@ -49,6 +49,14 @@ NEED_MORE = {
 }
 """Class -> why it cannot be stepped like the others."""
 
+FOUND = {
+    "AdaFactor": ("state-precision",),  # its first moment is bfloat16 by default
+    "AdaGC": ("decay-on-norms",),  # weight_decay is 0.1 by default, and nothing is spared here
+    "BCOS": ("decay-on-norms",),
+    "FAdam": ("decay-on-norms",),
+}
+"""Class -> what the linter rightly says of its defaults; nothing of all others."""
+
 
 def plain_optimizers() -> list[str]:
     """Classes of pytorch_optimizer that are made from parameters (or a model) alone."""
@@ -137,6 +145,8 @@ def test_optimizer_of_a_library(tmp_path, module, name):
     names = dict(zip(map(id, capture.params), trace.params["param"], strict=True))
     assert sorted(names.values()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
     check_optimizer(trace, 0, capture.as_json(names))
+    found = optrace.lint(trace)
+    assert found.codes == FOUND.get(name, ()), str(found)
 
 
 def test_at_least_a_hundred_are_tried():
