@@ -64,6 +64,7 @@ def test_csv_and_safetensors_keep_every_bit(golden):
     assert write_csv(back) == text
 
     packed = parse_safetensors(write_safetensors(golden), "x")
+    assert [row.step for row in packed.rows] == sorted(row.step for row in golden.rows)
     of_key = {row.key: row for row in packed.rows}
     assert len(of_key) == len(golden.rows)
     for row in golden.rows:
@@ -138,6 +139,7 @@ GOOD = write_csv(
     [
         ("0,0,w,param,2,1.0 2.0", "0,0,w,param,3,1.0 2.0", "2 values for the shape"),
         ("0,0,w,param,2,1.0 2.0", "0,0,w,param,2,1.0 two", "could not convert"),
+        ("0,0,w,param,2,1.0 2.0", "zero,0,w,param,2,1.0 2.0", "x.csv:"),
         ("0,0,w,param,2,1.0 2.0", "0,0,w,param,2", "5 columns"),
         ("0,0,w,param,2,1.0 2.0", "0,0,w,param,-2,1.0 2.0", "shape"),
         ("0,0,w,param,2,1.0 2.0", "-1,0,w,param,2,1.0 2.0", "negative"),
@@ -148,12 +150,20 @@ GOOD = write_csv(
         ("# format: 1", "# format: " + "9" * 5000, "format '999"),
         ("# format: 1", "# format: ²", "format '²'"),
         ("# dtype: float64", "# dtype: object", "dtype 'object'"),
+        ("# dtype: float64", "# dtype: complex64", "dtype 'complex64'"),
+        ('# hyper: [{"lr": 0.1}]', '# hyper: [{{"lr": 0.1}]', "does not parse"),
         ('# hyper: [{"lr": 0.1}]', "# hyper: " + "[" * 100_000, "does not parse"),
         ('# hyper: [{"lr": 0.1}]', "# hyper: {}", "JSON list"),
         ("# tolerance_free: 8.0", "# tolerance_free: some", "does not parse"),
         ("# rule: sgd\n", "", "lacks the header lines rule"),
         ("# rule: sgd", "# rule", "not `# key: value`"),
         ("step,group,param,quantity,shape,values", "step,group", "expected the column names"),
+        (
+            "step,group,param,quantity,shape,values",
+            "step;group;param;quantity;shape;values",
+            "expected the column names",
+        ),
+        (GOOD, "", "no line of column names"),
         ("step,group,param,quantity,shape,values\n0,0,w,param,2,1.0 2.0\n", "", "no line of column names"),
     ],
 )
@@ -192,6 +202,21 @@ def test_a_csv_with_one_character_changed_is_read_or_refused(data):
         assert str(error).startswith("x")
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.binary(min_size=1, max_size=8), st.sampled_from([".csv", ".safetensors"]))
+def test_a_shipped_file_with_some_bytes_overwritten_is_read_or_refused(place, junk, suffix):
+    whole = path_of("sgd/plain-float32").with_suffix(suffix).read_bytes()
+    at = place % len(whole)
+    data = whole[:at] + junk + whole[at + len(junk) :]
+    try:
+        if suffix == ".csv":
+            parse_csv(data.decode(errors="replace"), "damaged")
+        else:
+            parse_safetensors(data, "damaged")
+    except GoldenError as error:
+        assert str(error).startswith("damaged")
+
+
 def test_missing_and_binary_files_are_refused(tmp_path):
     with pytest.raises(GoldenError, match="cannot read"):
         read_golden(tmp_path / "none.csv")
@@ -208,13 +233,18 @@ def test_names_that_csv_cannot_hold_are_refused(name):
 
 
 def test_every_shipped_file_is_read_and_both_forms_agree():
-    for path in sorted(golden_folder().glob("*/*.csv")):
+    paths = sorted(golden_folder().glob("*/*.csv"))
+    assert len(paths) > 500
+    for path in paths:
+        assert b"\r" not in path.read_bytes()
         golden = read_golden(path)
         assert golden.rows
         other = path.with_suffix(".safetensors")
         assert other.exists() == (path.parent.name != "wrong")
         if other.exists():
-            packed = {row.key: row for row in read_golden(other).rows}
+            twin = read_golden(other)
+            packed = {row.key: row for row in twin.rows}
+            assert (twin.name, packed.keys()) == (golden.name, {row.key for row in golden.rows})
             assert all(bits(packed[row.key].values) == bits(row.values) for row in golden.rows)
 
 
