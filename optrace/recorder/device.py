@@ -65,7 +65,7 @@ class Device(Protocol):
         """A copy of an array on the device; the array may change at once."""
 
     def room(self, count: int) -> torch.Tensor:
-        """`count` bytes, uint8; torch.OutOfMemoryError where there are none."""
+        """`count` bytes, uint8; torch.cuda.OutOfMemoryError where there are none."""
 
     def view(self, address: int, count: int) -> torch.Tensor:
         """The bytes at an address of the device as uint8, not copied."""
@@ -109,7 +109,7 @@ class CudaDevice:
         return pinned.to(self._device, non_blocking=True)
 
     def room(self, count: int) -> torch.Tensor:
-        """`count` bytes, uint8; torch.OutOfMemoryError where there are none."""
+        """`count` bytes, uint8; torch.cuda.OutOfMemoryError where there are none."""
         return torch.empty(count, dtype=torch.uint8, device=self._device)
 
     def view(self, address: int, count: int) -> torch.Tensor:

@@ -70,7 +70,7 @@ class DeviceCopies(Copies):
         """Memory on the device and on the host; None where the device has none to give."""
         try:
             device = self._device.room(room[1])
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             return None
         return device, np.empty(room[0] + _ALIGNMENT, np.uint8)
 

@@ -37,8 +37,8 @@ class Slots:
         self._taken: list[tuple[torch.Tensor, Slot]] = []
 
     def put(self, value: Any) -> Any:
-        """Take a 0-d tensor on a device, and return the slot that its value comes to; anything else comes back."""
-        if getattr(value, "is_cpu", True) or value.ndim:
+        """Take a tensor of one element on a device, and return the slot that its value comes to; else the value."""
+        if getattr(value, "is_cpu", True) or value.numel() != 1:
             return value
         slot = Slot()
         self._taken.append((value, slot))

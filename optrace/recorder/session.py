@@ -280,10 +280,13 @@ class Session:
                     self._rank.write_events(events)
 
     def carry(self, slots: Slots) -> None:
-        """Have the numbers on a device that the waiting events tell of come with a step's results."""
+        """Have the numbers on a device that the waiting events tell of come with a step's results.
+
+        Not those of optimizers that have not stepped: their events may be written before the step's.
+        """
         with self._lock:
             for place, (seq, step, kind, index, data, reference) in enumerate(self._pending):
-                if not PLAIN.issuperset(map(type, data.values())):
+                if reference is None and not PLAIN.issuperset(map(type, data.values())):
                     carried = {key: slots.put(value) for key, value in data.items()}
                     self._pending[place] = seq, step, kind, index, carried, reference
 

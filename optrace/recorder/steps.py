@@ -246,10 +246,10 @@ class Steps:
         slots = track.capture.slots
         taken = session.context.take(optimizer, slots)
         if slots is not None:
-            if kind is Kind.RECORDED:
-                session.carry(slots)
-            else:
+            if kind is not Kind.RECORDED:
                 slots.take()
+            elif track.world is None:  # step 0 is written at once, with the events before it
+                session.carry(slots)
         taken["seconds"] = None if track.ended is None else now - track.ended - track.hooked
         finished = track.capture.after(optimizer) if kind is Kind.RECORDED else None
         track.completed += 1
