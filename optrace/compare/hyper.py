@@ -196,7 +196,7 @@ class HyperComparison:
                 if number and not _unequal(rows_a, rows_b, row_a, row_b).any():
                     by_value[name_a] = name_b
         of_b |= {a: b for a, b in by_value.items() if a in names_a and b in names_b}
-        said = {_canonical(name) for names in of_b.items() for name in names}
+        said = {word for names in of_b.items() for name in names for word in _words(name)}
         unequal: set[int] = set()
         keys: list[tuple[str | None, str | None]] = [(name, of_b.get(name)) for name in sorted(names_a)]
         keys += [(None, name) for name in sorted(names_b - set(of_b.values()))]
@@ -208,7 +208,7 @@ class HyperComparison:
             self.compared += len(steps)
             if wrong.any():
                 place = (pair, group_a, group_b, name_a or name_b or "")
-                again = (name_a is None or name_b is None) and _canonical(name_a or name_b or "") in said
+                again = (name_a is None or name_b is None) and (name_a or name_b) in said
                 if self._note(place, name_b or name_a or "", (rows_a, rows_b), (row_a, row_b), steps, wrong, again):
                     unequal.update(steps[wrong].tolist())
         return np.array(sorted(unequal), np.int64)
@@ -250,12 +250,12 @@ class HyperComparison:
 
 def _known(name: str) -> bool:
     """Whether a rule of the reference has the option, by this name or another."""
-    return _torchs(_canonical(name))
+    return any(map(_torchs, _words(name)))
 
 
-def _canonical(name: str) -> str:
-    """Torch's name of an option."""
-    return next((torchs for torchs, others in SYNONYMS.items() if name in others), name)
+def _words(name: str) -> set[str]:
+    """An option's name and all other words for what it may mean."""
+    return {name}.union(*((torchs, *others) for torchs, others in SYNONYMS.items() if name in (torchs, *others)))
 
 
 def _torchs(name: str) -> bool:

@@ -13,13 +13,14 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module"}
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate", "eta", "step_size"),
+    "alpha": ("rho", "decay_rate"),
     "momentum": ("mu", "rho"),
-    "weight_decay": ("wd", "l2"),
+    "weight_decay": ("wd", "l2", "lambda_", "reg"),
     "betas.0": ("beta1", "b1", "beta_1"),
     "betas.1": ("beta2", "b2", "beta_2"),
     "eps": ("epsilon",),
 }
-"""Other words for torch's options; used only where one side lacks the one and has the other."""
+"""Other words for torch's options, the likelier meaning first; for where one side lacks the one and has the other."""
 
 
 @dataclass
@@ -117,11 +118,11 @@ def match_hyper(keys_a: set[str], keys_b: set[str], renaming: Renaming) -> dict[
         new = renaming.name(key)
         if new in keys_b:
             found[key] = new
-    free_a, free_b = keys_a - set(found), keys_b - set(found.values())
     for canon, others in SYNONYMS.items():
         words = (canon, *others)
-        left, right = [w for w in words if w in free_a], [w for w in words if w in free_b]
-        if len(left) == 1 and len(right) == 1:
+        left = [word for word in words if word in keys_a and word not in found]
+        right = [word for word in words if word in keys_b and word not in found.values()]
+        if len(left) == 1 and len(right) == 1 and canon in (left[0], right[0]):
             found[left[0]] = right[0]
     return found
 
