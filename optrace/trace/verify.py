@@ -73,6 +73,8 @@ def _events(trace: Trace) -> list[str]:
 
 
 def _tensors(trace: Trace) -> list[str]:
+    import pyarrow.compute as pc
+
     rows = trace.arrow("tensors")
     found = []
     numbers = {name: elements(rows.column(name)) for name in ("step", "optimizer", "numel", "n_nan", "n_inf", "n_zero")}
@@ -81,7 +83,9 @@ def _tensors(trace: Trace) -> list[str]:
     if wrong.any():
         found.append(f"tensors: {int(wrong.sum())} rows count more special elements than the tensor has")
     codes = [_codes(rows.column(name)) for name in ("param", "quantity")]
-    keys = np.stack([numbers["step"], numbers["optimizer"].astype(np.int64), *codes])
+    nameless = pc.equal(rows.column("param"), "").to_numpy()
+    groups = np.where(nameless, elements(rows.column("group")), 0)  # each group has a `group.<key>` of its own
+    keys = np.stack([numbers["step"], numbers["optimizer"].astype(np.int64), groups, *codes])
     if keys.shape[1]:
         keys = keys[:, np.lexsort(keys)]
         twice = int((np.diff(keys, axis=1) == 0).all(axis=0).sum())
