@@ -28,16 +28,27 @@ def capturing() -> Iterator[list[Captured]]:
     found: list[Captured] = []
     depth: dict[int, int] = {}
 
-    def before(optimizer: Any, *_: Any) -> None:
+    def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         depth[id(optimizer)] = depth.get(id(optimizer), 0) + 1
         if depth[id(optimizer)] > 1:
-            return
+            return None
         captured = next((known for ref, known in seen if ref() is optimizer), None)
         if captured is None:
             captured = Captured(type(optimizer).__name__)
             found.append(captured)
             seen.append((weakref.ref(optimizer), captured))
         captured.before(optimizer, [])
+
+        def watched(closure: Callable[[], Any]) -> Callable[[], Any]:
+            def evaluate() -> Any:
+                result = closure()
+                captured.evaluated(optimizer)
+                return result
+
+            return evaluate
+
+        first, *rest = args
+        return (first, *(watched(arg) if callable(arg) else arg for arg in rest)), kwargs
 
     def after(optimizer: Any, *_: Any) -> None:
         depth[id(optimizer)] -= 1
@@ -66,7 +77,7 @@ def check_inside(folder: Path, train: Train, steps: Iterable[int]) -> Trace:
     different = [name for (name, one), (_, two) in zip(bare, recorded, strict=True) if not same_bits(one, two)]
     assert different == [], "recording changed the weights"
     trace = optrace.open(folder / "run")
-    assert trace.problems == [] and trace.verify() == []
+    assert [*trace.problems, *trace.verify()] == []
     assert [captured.completed for captured in found] == list(steps)
     assert [name for _, name in trace.optimizers] == [captured.class_name for captured in found]
     names = {id(param): name for name, param in recorded}

@@ -1,4 +1,4 @@
-"""JAX: a network trained by optax, once alone and once telling a recording of each step; what was told goes to a file."""
+"""JAX: a network trained by optax, alone and then telling a recording of each step; what was told goes to a file."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ def update(params, state, x):
 
 
 def named(tree):
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def train(tell=lambda **step: None):
@@ -62,6 +63,7 @@ for number, step in enumerate(told, 1):
     for quantity, tree in (("param", step["params"]), ("grad", step["grads"]), ("before", step["before"])):
         wide |= {f"{number}/{quantity}/{name}": np.asarray(value, np.float32) for name, value in tree.items()}
     for name, entry in step["state"].items():
-        wide |= {f"{number}/state.{key}/{name}": np.asarray(v, np.float32 if v.ndim else None) for key, v in entry.items()}
+        arrays = {key: np.asarray(value, np.float32 if value.ndim else None) for key, value in entry.items()}
+        wide |= {f"{number}/state.{key}/{name}": array for key, array in arrays.items()}
     wide[f"{number}/loss/"] = np.asarray(step["loss"])
 np.savez("told.npz", **wide)
