@@ -19,8 +19,13 @@ from optrace.trace.select import Names, Selection, Steps, matches
 if TYPE_CHECKING:
     import pandas as pd
 
+    from optrace.trace.values import ValuesFile
+
 ALL_TABLES = ("params", *TABLES)
 T = TypeVar("T")
+
+_OPEN_STEPS = 4
+"""Steps whose files of whole tensors are kept open."""
 
 
 def open_trace(path: str | os.PathLike[str] = "latest") -> Trace:
@@ -239,6 +244,25 @@ class Trace:
         from optrace.trace.whole import stored_value
 
         return stored_value(self, step, param, quantity, optimizer)
+
+    def values_at(self, step: int) -> list[ValuesFile]:
+        """The files of whole tensors of a step; those of the last few steps that were asked for stay open."""
+        from optrace.trace.values import ValuesFile
+        from optrace.trace.whole import values_files
+
+        path = self.rank_path
+        if path is None:
+            return []
+        paths = self._cached("values", lambda: values_files(path)).get(step)
+        if paths is None:  # a running process may have written them since
+            self._cache.pop("values", None)
+            paths = self._cached("values", lambda: values_files(path)).get(step, [])
+        files: dict[int, list[ValuesFile]] = self._cached("open values", dict)
+        if step not in files or len(files[step]) != len(paths):
+            while len(files) >= _OPEN_STEPS:
+                del files[next(iter(files))]
+            files[step] = [ValuesFile(path) for path in paths]
+        return files[step]
 
     @property
     def optimizers(self) -> list[tuple[int, str]]:

@@ -204,6 +204,9 @@ class ValuesFile:
         if not isinstance(self._dtypes, dict):
             raise self._damaged("its list of dtypes cannot be read")
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
     def keys(self) -> list[str]:
         """The keys `<optimizer>/<quantity>/<param>` of the tensors."""
         return list(self._entries)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from optrace.errors import TraceError
 from optrace.trace.schema import SAMPLE_SLOTS, VALUES_NAME
-from optrace.trace.values import ValuesFile, values_folder
+from optrace.trace.values import values_folder
 
 if TYPE_CHECKING:
     from optrace.trace.reader import Trace
@@ -46,26 +46,27 @@ def check_step(trace: Trace, step: int, optimizer: int) -> None:
 
 def value_in_files(trace: Trace, step: int, param: str, quantity: str, optimizer: int) -> npt.NDArray[Any] | None:
     """The tensor from the values files of one rank, for a shard the rank's own block; None when it is not there."""
-    assert trace.rank_path is not None
     key = f"{optimizer}/{quantity}/{param}"
-    for path in values_files(trace.rank_path).get(step, []):
-        file = ValuesFile(path)
-        if key in file.keys():
+    for file in trace.values_at(step):
+        if key in file:
             return file.read(key)
     return None
 
 
 def value_from_row(trace: Trace, step: int, param: str, quantity: str, optimizer: int) -> npt.NDArray[Any]:
     """The tensor from its row, if the sample holds every element; TraceError if it does not."""
-    rows = trace.arrow(
+    found = trace.arrow(
         "tensors",
         step=step,
         optimizer=optimizer,
+        param=param,
+        quantity=quantity,
         columns=["param", "quantity", "dtype", "numel", "present", "n_nan", "sample"],
     ).to_pylist()
-    row = next((row for row in rows if row["param"] == param and row["quantity"] == quantity), None)
+    row = next((row for row in found if row["param"] == param and row["quantity"] == quantity), None)
     if row is None:
-        raise TraceError(_no_row(rows, step, param, quantity))
+        rows = trace.arrow("tensors", step=step, optimizer=optimizer, columns=["param", "quantity"])
+        raise TraceError(_no_row(rows.to_pylist(), step, param, quantity))
     if not row["present"]:
         raise TraceError(f"{quantity} of {param!r} was None at step {step}: it has no values")
     value = _from_sample(row, _shape(trace, param, optimizer), quantity)
@@ -90,9 +91,9 @@ def _no_row(rows: list[dict[str, Any]], step: int, param: str, quantity: str) ->
 
 
 def _shape(trace: Trace, param: str, optimizer: int) -> tuple[int, ...]:
-    for row in trace.table("params", optimizer=optimizer).to_dict("records"):
-        if row["param"] == param and isinstance(row["shape"], tuple):
-            return row["shape"]
+    for row in trace.params_rows():
+        if isinstance(row, dict) and (row.get("optimizer"), row.get("param")) == (optimizer, param):
+            return tuple(row["shape"]) if isinstance(row.get("shape"), list) else ()
     return ()
 
 
