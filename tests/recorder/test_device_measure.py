@@ -13,18 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from independent import Capture
 from measuring_on import TritonOnHost, layout_of, measure_on
 
+import optrace
 import optrace.recorder
-from optrace.recorder import device_ops
+from optrace.recorder import device_ops, recording
 from optrace.recorder.device import HostDevice
 from optrace.recorder.device_table import RESULT
+from optrace.recorder.session import Session
 from optrace.trace import measure as m
 from optrace.trace.jobs import NAMES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "trace"))
 from measuring import assert_same_rows, job, raw_dtype, run, tensor
 
+DTYPES = (torch.float32, torch.bfloat16)
 LENGTHS = (0, 1, 16, 17, 1025, 9000)
 """The last one is more than a unit, and more than a piece."""
 
@@ -171,6 +175,26 @@ def test_torch_measures_where_triton_cannot(monkeypatch: pytest.MonkeyPatch) -> 
     rows = measure_on(TritonOnHost(), job(m.STAT, "float32", values), 1, told)
     assert_same_rows(rows, run(job(m.STAT, "float32", values), 1), 50)
     assert len(told) == 1 and told[0].startswith("measured by torch's operators: Triton failed: ")
+
+
+def test_a_recording_by_the_kernels_has_the_rows_of_a_capture_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpret(monkeypatch)
+    settings = recording.settings_from(tmp_path / "run", {"quiet": True, "strict": True})
+    recording._start(Session(settings, measure_on=TritonOnHost()))
+    params = [torch.randn(shape).to(dtype).requires_grad_() for shape in ((5, 4), (33,)) for dtype in DTYPES]
+    names = {id(param): f"w{i}" for i, param in enumerate(params)}
+    optimizer, capture = torch.optim.AdamW([(names[id(param)], param) for param in params], lr=0.1), Capture()
+    with np.errstate(all="ignore"):
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.randn(param.shape).to(param.dtype)
+            capture.around(optimizer, names, optimizer.step)
+        optrace.stop()
+    trace = optrace.open(tmp_path / "run")
+    capture.check(trace.tensors, trace.groups)
+    assert {"what": "measured on the device", "device": "cpu", "by": "triton"} in list(trace.events.data)
 
 
 COMPILE = """
