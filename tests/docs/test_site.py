@@ -15,13 +15,15 @@ ROOT = Path(__file__).parents[2]
 def test_site_builds_and_its_index_leads_everywhere(tmp_path):
     pytest.importorskip("mkdocs", reason="mkdocs is not installed")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--quiet", "-d", str(tmp_path / "site")],
+        [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for page in re.findall(r"\]\((\S+)\.md\)", (ROOT / "docs" / "index.md").read_text()):
+    pages = re.findall(r"\]\((\S+)\.md\)", (ROOT / "docs" / "index.md").read_text())
+    assert {*pages, "index"} == {path.stem for path in (ROOT / "docs").glob("*.md")}, "the index leads everywhere"
+    for page in pages:
         assert (tmp_path / "site" / page / "index.html").exists(), page
     assert (tmp_path / "site" / "images" / "report.png").exists()
     assert 'id="param-twice"' in (tmp_path / "site" / "lint" / "index.html").read_text()
