@@ -9,7 +9,9 @@ import pytest
 from partial import local_gradient
 
 import optrace
+from optrace.compare.source import open_source
 from optrace.trace.measure import fingerprint
+from optrace.views.overview import overview
 
 ALL = ["ddp-2", "fsdp2-2", "tp-2", "fsdp1-2", "ddp-4", "fsdp2-4", "both-4", "hsdp-4"]
 
@@ -146,6 +148,12 @@ def test_gradients_that_are_sums_over_ranks_read_as_their_sum(partial):
     assert report.same, str(report)
     updates = [optrace.open(partial / name).table("tensors", quantity="update") for name in ("partial-1", "partial-2")]
     assert updates[0]["fingerprint"].tolist() == updates[1]["fingerprint"].tolist()
+
+
+def test_the_overview_says_whether_it_shows_the_run_or_a_rank(layouts):
+    run = str(layouts / "ddp-2")
+    assert f"ranks   2, read as one run; one of them alone is {run}@rank=1" in overview(open_source(run))
+    assert "rank    1 alone, of 2" in overview(open_source(f"{run}@rank=1"))
 
 
 def test_a_rank_can_be_compared_alone(layouts):
