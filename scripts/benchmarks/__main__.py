@@ -15,6 +15,7 @@ SUBJECTS = {
     "read": "a long run: cost per step, files, opening it, the history of one parameter",
     "memory": "peak memory of a recorded training beyond a bare one",
     "explain": "finding a cause, replaying, rebuilding",
+    "ranks": "a run of many ranks compared with itself: time and memory by its rows",
 }
 
 

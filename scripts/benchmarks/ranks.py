@@ -1,21 +1,21 @@
-"""Measures a comparison of two runs of many ranks: `python -m benchmarks.ranks [--ranks 64] [--rows 20000000]`.
+"""Comparing a run of many ranks with itself: shards are added up on the way, memory must not grow with the rows.
 
-The tables are synthesized (as FSDP would shard them, rows with random numbers), not recorded: rows are for all ranks of
-one run together. Prints seconds and the largest resident memory of the comparing process.
+The tables are synthesized (as FSDP would shard them, rows with random numbers), not recorded.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.figures import Report, Row, spread
+
+RANKS = 64
 
 PARAMS = 100
 QUANTITIES = ("param", "grad", "update", "state.exp_avg", "state.exp_avg_sq")
@@ -81,36 +81,49 @@ def synthesize(folder: Path, ranks: int, steps: int) -> int:
     return ranks * steps * len(pairs)
 
 
-def main() -> None:
-    """Synthesize one run, compare it with itself in a fresh process, print what it took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=20_000_000)
-    parser.add_argument("--compare", nargs="+", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.compare:
-        from optrace.compare.run import diff
-
-        started = time.perf_counter()
-        report = diff(*asked.compare)
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"same": report.same, "rows": report.extent.rows, "seconds": seconds, "bytes": peak}))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        steps = max(1, asked.rows // (asked.ranks * PARAMS * len(QUANTITIES)))
-        started = time.perf_counter()
-        rows = synthesize(Path(folder) / "run_a", asked.ranks, steps)
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        print(f"{rows:,} rows of {asked.ranks} ranks, {size / 1e6:,.0f} MB, in {time.perf_counter() - started:.0f} s")
-        run = str(Path(folder) / "run_a")
-        command = [sys.executable, "-m", "benchmarks.ranks", "--compare", run, run]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(
-            f"diff: {found['rows']:,} logical rows, same: {found['same']}, {found['seconds']:.1f} s,"
-            f" at most {found['bytes'] / 1e6:,.0f} MB resident"
-        )
+_COMPARE = """
+import json, resource, sys
+from time import perf_counter
+from optrace.compare.run import diff
+start = perf_counter()
+report = diff(sys.argv[1], sys.argv[1])
+seconds = perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([seconds, peak, report.extent.rows, report.same]))
+"""
 
 
-if __name__ == "__main__":
-    main()
+def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
+    """Measure runs of 2 and 20 million rows on 64 ranks; quick: a tenth of the rows on 16. Cases: small, large."""
+    ranks = 16 if quick else RANKS
+    report = Report(
+        "ranks",
+        f"A synthesized run of {ranks} ranks, every tensor sharded over all of them, compared with itself by a process"
+        " of its own; rows are those of all ranks together, memory is the whole process.",
+    )
+    last: tuple[int, float, float] | None = None
+    for name, rows in (("small", 200_000 if quick else 2_000_000), ("large", 2_000_000 if quick else 20_000_000)):
+        if only and name not in only:
+            continue
+        with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
+            path = Path(folder) / "run"
+            written = synthesize(path, ranks, max(1, rows // (ranks * PARAMS * len(QUANTITIES))))
+            found = []
+            for _ in range(rounds or (1 if quick else 3)):
+                done = subprocess.run(
+                    [sys.executable, "-c", _COMPARE, str(path)], check=True, capture_output=True, text=True
+                )
+                found.append(json.loads(done.stdout.splitlines()[-1]))
+        assert all(one[3] for one in found), found
+        seconds, memory = spread([one[0] for one in found]), spread([one[1] / 1e6 for one in found])
+        cells = {"logical rows": f"{found[0][2]:,}", "seconds": seconds.text(2), "peak MB": memory.text(0)}
+        numbers = {"seconds": seconds.__dict__, "peak_mb": memory.__dict__}
+        goal, met = "", None
+        if last is not None:
+            slower = (seconds.median / last[1]) / (written / last[0])
+            cells["time / rows, against the size before"] = f"{slower:.2f}"
+            if not quick:  # small runs fit in memory whole
+                goal, met = "linear, memory flat", slower <= 1.25 and memory.median <= 1.5 * last[2]
+        report.rows.append(Row(f"{written:,} rows of {ranks} ranks", "optrace.diff", cells, numbers, goal, met))
+        last = (written, seconds.median, memory.median)
+    return report
