@@ -11,8 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from optrace.goldens.drive import Array, Group
+from optrace.goldens.drive import Array
 from optrace.goldens.format import Golden
+from optrace.goldens.mistaken_drivers import (
+    AllWait,
+    CountsParams,
+    Forgetful,
+    ForgetsCounter,
+    ForgetsOptions,
+    Frozen,
+    LastGroup,
+    Late,
+    OneCounter,
+    OneGroup,
+    OnlyFirstGroup,
+    SharedLr,
+    StopsAtNone,
+)
 from optrace.goldens.rule_driver import PureStep, RuleDriver
 from optrace.reference.families import FAMILIES
 from optrace.reference.rule import RULES
@@ -103,125 +118,6 @@ def _of_variant(variant: Variant) -> Mistake:
     )
 
 
-class _Frozen(RuleDriver):
-    """Never sees that an option was changed."""
-
-    def write_option(self, group: int, name: str, value: Any) -> None:
-        """Nothing."""
-
-
-class _Late(RuleDriver):
-    """Sees a changed option one step late."""
-
-    def start(self, params: Mapping[str, Array], groups: tuple[Group, ...]) -> None:
-        """Nothing is waiting."""
-        super().start(params, groups)
-        self._waiting: list[tuple[int, str, Any]] = []
-
-    def write_option(self, group: int, name: str, value: Any) -> None:
-        """Wait."""
-        self._waiting.append((group, name, value))
-
-    def step(self, grads: Mapping[str, Array | None]) -> None:
-        """Step, then see the changes."""
-        super().step(grads)
-        for group, name, value in self._waiting:
-            super().write_option(group, name, value)
-        self._waiting = []
-
-
-class _Forgetful(RuleDriver):
-    """Loses its state when it is saved and loaded."""
-
-    def save_and_load(self) -> None:
-        """All states are empty again."""
-        self._state = {name: {} for name in self._state}
-
-
-class _ForgetsCounter(RuleDriver):
-    """Loses its step counters when it is saved and loaded."""
-
-    def save_and_load(self) -> None:
-        """Counters are 0 again."""
-        for state in self._state.values():
-            if "step" in state:
-                state["step"] = np.zeros_like(state["step"])
-
-
-class _ForgetsOptions(RuleDriver):
-    """Is saved and loaded without the options of its groups: edits are lost."""
-
-    def start(self, params: Mapping[str, Array], groups: tuple[Group, ...]) -> None:
-        """Remember what the constructor was given."""
-        super().start(params, groups)
-        self._built = [dict(group.options) for group in groups]
-
-    def save_and_load(self) -> None:
-        """The options are those of the constructor."""
-        self._options = [dict(options) for options in self._built]
-
-
-class _OneGroup(RuleDriver):
-    """Uses the options of one group for all parameters."""
-
-    group = 0
-
-    def start(self, params: Mapping[str, Array], groups: tuple[Group, ...]) -> None:
-        """Every parameter belongs to that group."""
-        super().start(params, groups)
-        number = self.group % len(groups)
-        self._group_of = dict.fromkeys(self._group_of, number)
-
-
-class _LastGroup(_OneGroup):
-    group = -1
-
-
-class _OnlyFirstGroup(RuleDriver):
-    """Updates the parameters of the first group alone."""
-
-    def step(self, grads: Mapping[str, Array | None]) -> None:
-        """The others have no gradient."""
-        super().step({name: grad if self._group_of[name] == 0 else None for name, grad in grads.items()})
-
-
-class _SharedLr(RuleDriver):
-    """Uses the first group's lr in all groups."""
-
-    def step(self, grads: Mapping[str, Array | None]) -> None:
-        """Step with the lr of group 0."""
-        kept = [options["lr"] for options in self._options]
-        for options in self._options:
-            options["lr"] = self._options[0]["lr"]
-        super().step(grads)
-        for options, lr in zip(self._options, kept, strict=True):
-            options["lr"] = lr
-
-
-class _AllWait(RuleDriver):
-    """Updates nothing in a step in which some gradient is None."""
-
-    def step(self, grads: Mapping[str, Array | None]) -> None:
-        """All or none."""
-        if any(grad is None for grad in grads.values()):
-            grads = dict.fromkeys(grads)
-        super().step(grads)
-
-
-class _StopsAtNone(RuleDriver):
-    """Leaves the loop over the parameters at the first gradient that is None."""
-
-    def step(self, grads: Mapping[str, Array | None]) -> None:
-        """What comes after it in its group is not updated."""
-        stopped: set[int] = set()
-        given: dict[str, Array | None] = {}
-        for name, grad in grads.items():
-            if grad is None:
-                stopped.add(self._group_of[name])
-            given[name] = None if self._group_of[name] in stopped else grad
-        super().step(given)
-
-
 def _driven_wrongly(rule: str) -> Iterator[Mistake]:
     step = RULES[rule].step
 
@@ -237,7 +133,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "keeps the options that it was built with",
         reads,
         "read lr and the other options from param_groups in step()",
-        _Frozen,
+        Frozen,
     )
     yield make(
         "lr-late",
@@ -245,10 +141,10 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "uses a changed option one step late",
         reads,
         "read the options at the start of step()",
-        _Late,
+        Late,
     )
     yield make(
-        "state-reset", "state-reset", "starts anew when it is loaded", keeps, "save and load the state", _Forgetful
+        "state-reset", "state-reset", "starts anew when it is loaded", keeps, "save and load the state", Forgetful
     )
     yield make(
         "counter-reset",
@@ -256,7 +152,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "counts steps from 0 again when it is loaded",
         keeps,
         "save and load the step counters",
-        _ForgetsCounter,
+        ForgetsCounter,
     )
     yield make(
         "options-reset",
@@ -264,7 +160,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "returns to the options of its constructor when it is loaded",
         "loads the options of the groups",
         "save and load the options of param_groups",
-        _ForgetsOptions,
+        ForgetsOptions,
     )
     yield make(
         "first-group",
@@ -272,7 +168,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "uses the first group's options for all parameters",
         "uses each group's own",
         "read the options inside the loop over the groups",
-        _OneGroup,
+        OneGroup,
     )
     yield make(
         "last-group",
@@ -280,7 +176,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "uses the last group's options for all parameters",
         "uses each group's own",
         "read the options inside the loop over the groups",
-        _LastGroup,
+        LastGroup,
     )
     yield make(
         "shared-lr",
@@ -288,7 +184,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "uses the first group's lr for all parameters",
         "uses each group's own",
         "read lr inside the loop over the groups",
-        _SharedLr,
+        SharedLr,
     )
     yield make(
         "only-first-group",
@@ -296,7 +192,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "updates the first group alone",
         "updates all groups",
         "loop over all param_groups",
-        _OnlyFirstGroup,
+        OnlyFirstGroup,
     )
     yield make(
         "all-wait",
@@ -304,7 +200,7 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "updates nothing while some gradient is None",
         skips,
         "use continue, not return, where a gradient is None",
-        _AllWait,
+        AllWait,
     )
     yield make(
         "stops-at-none",
@@ -312,36 +208,8 @@ def _driven_wrongly(rule: str) -> Iterator[Mistake]:
         "leaves the loop at the first gradient that is None",
         skips,
         "use continue, not break, where a gradient is None",
-        _StopsAtNone,
+        StopsAtNone,
     )
-
-
-class _OneCounter(RuleDriver):
-    """Counts the optimizer's steps for all parameters together."""
-
-    per_param = False
-
-    def start(self, params: Mapping[str, Array], groups: tuple[Group, ...]) -> None:
-        """No steps yet."""
-        super().start(params, groups)
-        self._count = 0
-
-    def step(self, grads: Mapping[str, Array | None]) -> None:
-        """Count once a step."""
-        if not self.per_param:
-            self._count += 1
-        super().step(grads)
-
-    def _call(self, param: Array, grad: Any, state: Mapping[str, Any], hyper: Mapping[str, Any]) -> tuple[Any, Any]:
-        if grad is None:
-            return param, state
-        if self.per_param:
-            self._count += 1
-        return super()._call(param, grad, {**state, "step": np.float64(self._count - 1)}, hyper)
-
-
-class _CountsParams(_OneCounter):
-    per_param = True
 
 
 def _counted_wrongly(rule: str) -> Iterator[Mistake]:
@@ -359,7 +227,7 @@ def _counted_wrongly(rule: str) -> Iterator[Mistake]:
         "counts steps for all parameters together, also while a gradient is None",
         counts,
         "keep t in the state of each parameter",
-        lambda golden: _OneCounter(plain),
+        lambda golden: OneCounter(plain),
     )
     yield Mistake(
         "counts-parameters",
@@ -367,7 +235,7 @@ def _counted_wrongly(rule: str) -> Iterator[Mistake]:
         "counts up once a parameter, not once a step",
         counts,
         "keep t in the state of each parameter, or count outside the loop over them",
-        lambda golden: _CountsParams(plain),
+        lambda golden: CountsParams(plain),
     )
 
 
