@@ -31,8 +31,10 @@ from optrace.compare.report import Divergence
 from optrace.compare.timeline import Timeline
 from optrace.compare.whole import judge_whole
 
-CELLS_AT_ONCE = 400_000
-"""Rows laid out at once, counting empty places: about 150 MB when every one of them differs."""
+CELLS_AT_ONCE = 130_000
+"""Rows laid out at once, counting empty places: about 100 MB when every one of them differs."""
+_IN_SEGMENTS = 3
+"""So many times as many where that spares reading a sealed segment (some 250,000 rows) twice."""
 _PEEK = 4
 """Steps looked at for the quantities that there are."""
 
@@ -103,10 +105,11 @@ class Walk:
         for side in (self.side_a, self.side_b):
             side.load(int(steps[0]), int(steps[:_PEEK][-1]), KEYS)  # tells which quantities there are
         ends = self._segment_ends()
+        room = CELLS_AT_ONCE * (_IN_SEGMENTS if len(ends) > 1 else 1)
         done, previous = 0, None
         while done < len(steps):
-            size = max(len(self.numbering.cells), 1) * max(len(self.numbering.quantities), 8)
-            count = self.timeline.within(done, max(CELLS_AT_ONCE // size, 1))
+            size = max(len(self.numbering.cells), 1) * max(len(self.numbering.quantities), 1)
+            count = self.timeline.within(done, max(room // size, 1))
             part = steps[done : done + count]
             fitting = ends[(ends >= part[0]) & (ends < part[-1])]
             if len(fitting):
