@@ -13,11 +13,10 @@ copies to pinned memory while the program's kernels go on.
 stream (`record_stream`), so the allocator does not hand it out before the copy is done. The copies of parameters are
 written and read on the current stream. What is uploaded (tables, addresses) lies in pinned memory from torch's
 allocator, which keeps a block until the copies from it are done. If a program makes its steps on several streams, each
-of our launches is on the one that it made current, and it is the program's business, as it is for the rule's own
-kernels, that they wait for one another.
+of our launches is on the one that it made current, which then waits (on the device) for the one that we used before.
 
-**Nothing waits.** The host looks whether results have arrived (`Arrival.ready`), at a later step; only the first step,
-which may compile the kernels, and the end of the recording wait.
+**The host waits for nothing.** It looks whether results have arrived (`Arrival.ready`) at a later step. Only step 0, the
+first four steps, in which the price is taken, and the end of the recording wait.
 
 Run on no CUDA device so far: on machines without one, the kernels are run by Triton's interpreter and compiled for
 NVIDIA chips, torch's operators and everything else are run with `HostDevice`.
@@ -91,13 +90,18 @@ class CudaDevice:
         self.has_triton = find_spec("triton") is not None and (torch.version.hip is not None or properties.major >= 7)
         self.memory = properties.total_memory // SHARE
         self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._last: torch.cuda.Stream | None = None
 
     def owns(self, tensor: torch.Tensor) -> bool:
         """Whether a plain tensor lies here."""
         return tensor.is_cuda and tensor.get_device() == self._device.index
 
     def current(self) -> AbstractContextManager[Any]:
-        """While it lasts, kernels are launched on this device."""
+        """While it lasts, kernels are launched on this device; they come after those that were launched before."""
+        stream = torch.cuda.current_stream(self._device)
+        if self._last is not None and stream != self._last:
+            stream.wait_stream(self._last)
+        self._last = stream
         if torch.cuda.current_device() == self._device.index:
             return nullcontext()
         return torch.cuda.device(self._device)
