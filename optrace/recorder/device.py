@@ -15,8 +15,8 @@ written and read on the current stream. What is uploaded (tables, addresses) lie
 allocator, which keeps a block until the copies from it are done. If a program makes its steps on several streams, each
 of our launches is on the one that it made current, which then waits (on the device) for the one that we used before.
 
-**The host waits for nothing.** It looks whether results have arrived (`Arrival.ready`) at a later step. Only step 0, the
-first four steps, in which the price is taken, and the end of the recording wait.
+**The host waits for nothing.** It looks whether results have arrived (`Arrival.ready`) at a later step. Only step 0,
+the first four steps, in which the price is taken, and the end of the recording wait.
 
 Run on no CUDA device so far: on machines without one, the kernels are run by Triton's interpreter and compiled for
 NVIDIA chips, torch's operators and everything else are run with `HostDevice`.
