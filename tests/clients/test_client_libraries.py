@@ -11,6 +11,7 @@ import pytest
 import torch
 from client_capture import Captured
 from client_check import check_optimizer
+from client_inside import same_bits
 from torch import nn
 
 import optrace
@@ -38,16 +39,8 @@ OTHERS = {
     "prodigyopt": ["Prodigy"],
     "lion_pytorch": ["Lion"],
 }
-NEED_MORE = {
-    "LOMO": "steps inside a backward of its own",
-    "AdaLOMO": "steps inside a backward of its own",
-    "DistributedMuon": "needs a process group",
-    "SaRA": "needs parameters that are no longer trained",
-    "DeMo": "needs einops",
-    "BSAM": "fails on its own in a first step",
-    "SpectralSphere": "takes matrices only",
-}
-"""Class -> why it cannot be stepped like the others."""
+ELSEWHERE = {"LOMO", "AdaLOMO", "DistributedMuon", "SaRA", "DeMo", "BSAM", "SpectralSphere"}
+"""Classes that cannot be stepped like the others, and wrappers: tests/clients/test_client_wrappers.py."""
 
 FOUND = {
     "AdaFactor": ("state-precision",),  # its first moment is bfloat16 by default
@@ -66,7 +59,7 @@ def plain_optimizers() -> list[str]:
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer:
             first, *more = list(inspect.signature(value.__init__).parameters.values())[1:]
             needed = {p.name for p in more if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-            if first.name in ("params", "model") and needed <= set(OPTIONS.get(name, {})) and name not in NEED_MORE:
+            if first.name in ("params", "model") and needed <= set(OPTIONS.get(name, {})) and name not in ELSEWHERE:
                 found.append(name)
     return found
 
@@ -138,7 +131,7 @@ def test_optimizer_of_a_library(tmp_path, module, name):
             recorded = train(module, name, around)
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) or (a.isnan() == b.isnan()).all() for a, b in zip(bare, recorded, strict=True))
+    assert all(same_bits(a, b) for a, b in zip(bare, recorded, strict=True))
     trace = optrace.open(tmp_path / "run")
     assert trace.problems == [] and trace.last_step(0) == STEPS
     capture = captured[0][1]
