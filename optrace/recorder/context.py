@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from threading import get_ident as _thread
 from typing import Any, NamedTuple
 
@@ -172,6 +173,10 @@ class Backward(NamedTuple):
     marks: list[tuple[int, list[Mark]]]
 
 
+_backward: Callable[[tuple[Any, ...]], Backward] = partial(tuple.__new__, Backward)
+"""A Backward of a tuple, without a Python call."""
+
+
 class StepContext:
     """The accounts of all optimizers of a recording; `take` closes one at each completed step.
 
@@ -295,7 +300,7 @@ class StepContext:
                 self._close_gone()
             here = _thread()
             self._threads.add(here)
-            tracks = self._mine()
+            tracks = self._tracks if len(self._threads) <= 1 else self._mine()
             if not self._tracks:
                 tracks[0] = self._tracks[0] = _Track()
             rng = None
@@ -311,17 +316,19 @@ class StepContext:
                 for key, track in tracks.items():
                     track.add(values, rng)
                     given[key] = track.n_backward
-            backward = Backward(here, values, rng, given, marks)
+            backward = _backward((here, values, rng, given, marks))
             self._running[id(backward)] = backward
-            self._leftovers.before_backward(tracks)
+            if self._leftovers.left:
+                self._leftovers.before_backward(tracks)
             return backward
 
     def end_backward(self, backward: Backward) -> None:
         """Count the backward for those optimizers whose gradients it changed."""
         with self._lock:
             self._running.pop(id(backward), None)
-            mine = self._mine()
-            self._leftovers.after_backward(mine)
+            mine = self._tracks if len(self._threads) <= 1 else self._mine()
+            if self._leftovers.left:
+                self._leftovers.after_backward(mine)
             if backward.marks:
                 with torch._C.DisableTorchFunction():
                     for key, marks in backward.marks:

@@ -43,7 +43,7 @@ def _torch_crc(torch: Any) -> int:
     with torch._C.DisableTorchFunction():
         state = torch.default_generator.get_state()
         size = state.numel()
-        words = _view(state.data_ptr(), size)
+        words = memoryview((c_char * size).from_address(state.data_ptr()))
         if size > _TORCH_STATE:
             crc = zlib.crc32(words[_TORCH_STATE:], zlib.crc32(words[:_TORCH_HEAD]))
         else:

@@ -24,8 +24,8 @@ class Leftovers:
     """
 
     def __init__(self) -> None:
-        self._left: dict[int, list[Left]] = {}
-        """By id of the optimizer."""
+        self.left: dict[int, list[Left]] = {}
+        """Gradients that are followed, by id of the optimizer; empty after the first steps of all."""
         self._touched: set[int] = set()
         """Optimizers for which a backward has run since their step."""
         self._steps: dict[int, tuple[weakref.ref[Any], int]] = {}
@@ -33,35 +33,35 @@ class Leftovers:
 
     def before_backward(self, within: Container[int]) -> None:
         """Forget gradients that are no longer what the step, or the last backward, left; of optimizers `within`."""
-        for key in [key for key in list(self._left) if key in within]:
-            left = [entry for entry in self._left[key] if _as_left(entry)]
+        for key in [key for key in list(self.left) if key in within]:
+            left = [entry for entry in self.left[key] if _as_left(entry)]
             if left:
-                self._left[key] = left
+                self.left[key] = left
             else:
-                del self._left[key]
+                del self.left[key]
 
     def after_backward(self, within: Container[int]) -> None:
         """Take the gradients that a backward has added to as the same ones; of optimizers `within`."""
-        for key in [key for key in list(self._left) if key in within]:
-            left = self._left[key]
+        for key in [key for key in list(self.left) if key in within]:
+            left = self.left[key]
             grown = [entry for entry in left if not _as_left(entry)]
             if grown:
                 self._touched.add(key)
-                self._left[key] = _look(param for reference, _, _ in left if (param := reference()) is not None)
+                self.left[key] = _look(param for reference, _, _ in left if (param := reference()) is not None)
 
     def after_step(self, optimizer: Any, probes: Callable[[Any], Iterable[torch.Tensor]]) -> None:
         """Judge a step, and follow what it leaves; only of an optimizer's first steps."""
         key = id(optimizer)
-        if key in self._left and key in self._touched:
+        if key in self.left and key in self._touched:
             self._found.add(key)
-        self._left.pop(key, None)
+        self.left.pop(key, None)
         self._touched.discard(key)
         reference, count = self._steps.get(key, (None, 0))
         if reference is None or reference() is not optimizer:
             reference, count = weakref.ref(optimizer), 0
         if count < STEPS:
             with torch._C.DisableTorchFunction():
-                self._left[key] = _look(probes(optimizer))
+                self.left[key] = _look(probes(optimizer))
         if count <= STEPS:
             self._steps[key] = reference, count + 1
 
