@@ -21,6 +21,7 @@ import layouts
 import partial
 import single
 import torch
+import torch._dynamo  # which DDP imports
 
 PROGRAMS = {module.__name__: module.main for module in (deepspeed_zero, faults, layouts, partial, single)}
 
