@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.arrow import coded, integers, numbers
+from optrace.compare.arrow import coded, integers, numbers, texts
 from optrace.compare.match import Matching
 from optrace.compare.missing import MISSING as MISSING
 from optrace.compare.names import SYNONYMS, Renaming, match_hyper
@@ -122,6 +122,10 @@ class HyperComparison:
         """By pair and groups: B's name of an option that A calls otherwise, told by its value when first seen."""
         self.compared = 0
         """Values compared."""
+        self._begin: dict[int, int] = {}
+        self._written = [
+            _written(a, pair.a) & {renaming.name(key) for key in _written(b, pair.b)} for pair in matching.pairs
+        ]
 
     def stretch(self, low: int, high: int) -> dict[tuple[int, int, int], NDArray[np.int64]]:
         """Compare steps low to high (A's); by (pair, group of A, of B) the steps at which a deciding option differs.
@@ -205,6 +209,8 @@ class HyperComparison:
             row_a = _by_step(rows_a, own_a, codes_a[name_a], steps) if name_a is not None else nowhere
             row_b = _by_step(rows_b, own_b, codes_b[name_b], steps) if name_b is not None else nowhere
             wrong = _unequal(rows_a, rows_b, row_a, row_b)
+            if name_a in self._written[pair]:  # whoever made the optimizer set it before the first step alone
+                wrong &= steps == self._begin.setdefault(pair, int(steps[0]))
             self.compared += len(steps)
             if wrong.any():
                 place = (pair, group_a, group_b, name_a or name_b or "")
@@ -246,6 +252,14 @@ class HyperComparison:
             known.step, known.a, known.b, known.decides = int(steps[first]), a, b, True
         known.count += int(wrong.sum())
         return decides
+
+
+def _written(source: Source, optimizer: int) -> set[str]:
+    """Options that an optimizer's step() writes itself: compared as what it computes, not as what somebody set."""
+    if not source.recorded:
+        return set()
+    table = source.trace.arrow("tensors", optimizer=optimizer, param="", quantity="group.*", columns=["quantity"])
+    return {name.removeprefix("group.") for name in texts(table.column("quantity"))}
 
 
 def _known(name: str) -> bool:

@@ -367,6 +367,11 @@ def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str
             f" that was recorded of {'it' if walk.n_unproven == 1 else 'them'} agrees;"
             " to be sure record both with --values full"
         )
+    if walk.n_amplified and not decides:
+        notes.append(
+            f"{count_words(walk.n_amplified, 'row')} {'differs' if walk.n_amplified == 1 else 'differ'} by more than"
+            " rounding, and by no more than what the rule makes of inputs that differ by rounding"
+        )
     if walk.sees is not None and tolerance.same and not decides:
         best, worst, param, step = walk.sees
         notes.append(

@@ -30,7 +30,7 @@ _STATISTICS_SLACK = 64 * 2.0**-52  # the sums behind a statistic are float64 and
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What the user asked for; None for `eps` means the defaults, 4 and for gradients 4 or 64."""
+    """What the user asked for; None for `eps`: the defaults, 4, and 4 or 64 for gradients and scalars of a group."""
 
     rtol: float | Floats = 0.0
     """One number, or one a row, [n]; `atol` likewise."""
@@ -41,7 +41,8 @@ class Tolerance:
         """The n of the formula for a quantity; `upstream_differs`: gradients may come from other kernels."""
         if self.eps is not None:
             return self.eps
-        return GRAD_EPS if is_grad(quantity) and upstream_differs else STEP_EPS
+        summed = is_grad(quantity) or quantity.startswith("group.")
+        return GRAD_EPS if summed and upstream_differs else STEP_EPS
 
     def of(self, rows: NDArray[np.int64]) -> Tolerance:
         """The tolerance of some rows."""

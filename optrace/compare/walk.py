@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optrace.compare import cancelled, evidence
+from optrace.compare import amplified, cancelled, evidence, reductions
 from optrace.compare.bodies import Kept
 from optrace.compare.columns import KEYS, Floats, Ints, Numbering, Side
 from optrace.compare.grid import Bools, Grid, lay_out
@@ -94,6 +94,8 @@ class Walk:
         self.sees: tuple[float, float, str, int] | None = None
         """Of the updates that differ in bits the least error, as a share of the update, that would have been found: at
         the best and at the worst of them, and which that is (parameter, step)."""
+        self.n_amplified = 0
+        """Rows that the rule made of inputs which differ by much of their own size."""
         self.drifted = False
         """Whether numbers drifted beyond the tolerance while every step stayed within it."""
         self._carry = Carry()
@@ -153,6 +155,7 @@ class Walk:
         if len(where[0]):
             allowed = self.limits.tolerance(rules[where[1:]])
             found = evidence.judge(grid, self.side_a, self.side_b, self.numbering, where, allowed, self._kept)
+            found = reductions.with_params_dtype(grid, where, found, self.numbering)
             errors[where] = np.where(found.alike, 0.0, np.maximum(found.raw, 1.0))
         elif not self._carry.errors and not self._carry.noise:
             return
@@ -220,6 +223,9 @@ class _Judgement:
         if _has_values(walk.side_a) and _has_values(walk.side_b):
             self._look_closer(fails)
             fails = self._fails()
+        if not walk.exact_decides and walk.tolerance.first is None and fails.any():
+            self._grant_amplified(fails)
+            fails = self._fails()
         self.follows = self.inputs > 0 if walk.exact_decides else ~fails
         order = self._orders()
         self._exact(order)
@@ -259,6 +265,29 @@ class _Judgement:
             if whole is not None:
                 self.raw[row], self.net[row], self.step[row] = whole.raw, whole.net, whole.step
                 self.evidence[row] = evidence.VALUES
+
+    def _grant_amplified(self, fails: Bools) -> None:
+        """Grant updates and state from unequal inputs what these explain, step by step until one is unexplained."""
+        walk, grid = self.walk, self.grid
+        computed = np.array([name == "update" or name.startswith("state.") for name in grid.names], bool)
+        for s in np.unique(self.s[fails]):
+            rows = np.flatnonzero(fails & (self.s == s))
+            doubtful = rows[computed[self.q[rows]] & (self.inputs[rows] > 0) & np.isfinite(self.inputs[rows])]
+            if len(doubtful) < len(rows):
+                return
+            places = [(int(self.c[row]), grid.names[int(self.q[row])]) for row in doubtful]
+            sides = walk.side_a, walk.side_b
+            parts = amplified.explained(sides, walk.numbering, int(grid.steps[s]), places)
+            for row, (allowed, size) in zip(doubtful, parts, strict=True):
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    errors = allowed / (self.found.eps[row] * (size + self.found.rms[row]))
+                extra = float(errors[np.isfinite(errors)].max(initial=0.0))
+                if self.net[row] <= self.granted[row] + extra:
+                    walk.n_amplified += 1
+                    self.granted[row] += extra
+                    self.widened[row] = self.granted[row] / self.plain[row] if self.plain[row] else np.inf
+            if (self._fails() & (self.s == s)).any():
+                return
 
     def _orders(self) -> tuple[Floats, Ints, Ints]:
         return self.time[self.s, self.pair_of[self.c]], self.rank, self.c
