@@ -216,6 +216,10 @@ class _Tables:
             else None
         )
 
+    def _moved(self, shift: int) -> Callable[[Ints], Ints]:
+        """Steps of A for those of B; a late schedule waits at A's first."""
+        return lambda steps: np.maximum(steps + shift, self.first_a)
+
     def _rates(self) -> Iterator[Fit]:
         start = self.first_b
         for k in range(2, FASTEST + 1):
@@ -238,7 +242,7 @@ class _Tables:
             found = False
             for k in range(1, max(self.last, 2)):
                 for shift in (k, -k):
-                    fit = self._fit(lambda t, shift=shift: t + shift, shift, since)  # type: ignore[misc]
+                    fit = self._fit(self._moved(shift), shift, since)
                     if fit is not None and 2 * fit.met >= unequal:
                         found = True
                         yield fit
