@@ -162,8 +162,9 @@ class FlatPieces:
                 if type(zero) is known:
                     self._partitions(zero, getattr(zero, attribute, ()), wanted)
         flat = sys.modules.get("torch.distributed.fsdp._flat_param")
-        for handle in gc.get_objects() if flat is not None else ():
-            if type(handle) is flat.FlatParamHandle and handle.uses_sharded_strategy:
+        of_fsdp1 = getattr(flat, "FlatParamHandle", None)
+        for handle in gc.get_objects() if of_fsdp1 is not None else ():
+            if type(handle) is of_fsdp1 and handle.uses_sharded_strategy:
                 whole = handle.flat_param
                 infos = getattr(whole, "_shard_param_infos", None)
                 owned = getattr(whole, "_params", None)
