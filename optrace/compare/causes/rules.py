@@ -172,7 +172,7 @@ def _variants(
     """Variants that give the record of the side that does not follow the other's rule, each with its cause."""
     rule = right.rule
     known = VARIANTS.get(rule.name, ())
-    if _plain_fits(record, rule):
+    if not known or _plain_fits(record, rule):
         return
     plain = record.groups_for(rule.name)
     fitting = _fitting(record, rule, [(variant, plain) for variant in known])
