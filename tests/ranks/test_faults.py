@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 import optrace
@@ -77,6 +79,18 @@ def test_the_odd_rank_is_found_without_another_run(faults):
     assert (drift.step, drift.quantity, drift.params, drift.ranks, drift.others) == (3, "param_in", (BITS,), (1,), (0,))
     (drift,) = optrace.open(faults / "other-lr").drifts
     assert (drift.step, drift.quantity, len(drift.params)) == (1, "update", 30)
+
+
+def test_of_many_ranks_the_one_that_differs_from_most_is_named(layouts, faults, tmp_path):
+    run = shutil.copytree(layouts / "ddp-4", tmp_path / "run")
+    shutil.rmtree(run / "rank=00002")
+    shutil.copytree(faults / "other-lr" / "rank=00001", run / "rank=00002")  # it saw other halves of the batches
+    (drift,) = optrace.open(run).drifts
+    assert (drift.step, drift.quantity, drift.ranks, drift.others) == (1, "grad", (2,), (0, 1, 3))
+    report = optrace.diff(layouts / "ddp-4", run)
+    assert report.causes[0].code == "grad-unreduced", str(report)
+    assert "was not reduced at step 1: rank 2 used its own" in report.causes[0].summary
+    assert f"optrace diff {run}@rank=0 {run}@rank=2" in str(report)
 
 
 @pytest.mark.parametrize("sound", ["ddp", "by-hand", "resumed", "fsdp2-clip"])
