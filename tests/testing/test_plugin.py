@@ -28,6 +28,18 @@ def test_plugin_imports_nothing_heavy_until_a_fixture_is_used(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_name_that_the_plugin_takes_begins_with_its_own(pytestconfig):
+    """So that it clashes with no other plugin."""
+    import optrace.testing.plugin as plugin
+
+    fixtures = [name for name, thing in vars(plugin).items() if type(thing).__name__ == "FixtureFunctionDefinition"]
+    marks = [line for line in pytestconfig.getini("markers") if "golden" in line or "conformance" in line]
+    options = [group for group in pytestconfig._parser._groups if group.name == "optrace"]
+    assert {name.partition("_")[0] for name in fixtures} == {"optrace"}
+    assert [line.startswith("optrace_") for line in marks] == [True, True]
+    assert [name for o in options[0].options for name in o.names()] == ["--optrace-regen"]
+
+
 def _alone():
     import os
 
