@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,8 +66,11 @@ class Recipe:
     """Called when all is built, before recording begins."""
     resume_at: int = 0
     """Steps that were taken before: their batches are skipped."""
-    clip: float | None = None
-    values: str = "sample"
+    watched: bool = False
+    """Whether the optimizer is handed to `optrace.watch`, as one has to that is no subclass of torch's."""
+    threads: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recording."""
 
     def but(self, **parts: Any) -> Recipe:
         """The recipe with parts replaced."""
@@ -122,11 +125,14 @@ def loop(state: State) -> None:
 
 def run(path: Path, recipe: Recipe) -> Path:
     """Build, record and train a program."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(recipe.threads)
     state = build(recipe)
     recipe.built(state)
-    with optrace.record(path, quiet=True, values=recipe.values):
+    with optrace.record(path, quiet=True, **recipe.settings):
+        if recipe.watched:
+            state.optimizer = optrace.watch(state.optimizer)
         loop(state)
+    torch.set_num_threads(1)
     return path
 
 
