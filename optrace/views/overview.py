@@ -41,6 +41,8 @@ def overview(source: Source, color: bool = False) -> str:
             lines.append(f"  {len(problems) - 6} more")
     spec = shlex.quote(source.spec)
     lines += ["", f"  {style.label('next   ')} optrace show {spec} steps", f"          optrace show {spec} groups"]
+    if source.rank is None and len(list(source.trace.ranks)) > 1:
+        lines.append(f"          optrace lint {spec}   (do the ranks agree?)")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

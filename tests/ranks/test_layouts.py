@@ -152,8 +152,10 @@ def test_gradients_that_are_sums_over_ranks_read_as_their_sum(partial):
 
 def test_the_overview_says_whether_it_shows_the_run_or_a_rank(layouts):
     run = str(layouts / "ddp-2")
-    assert f"ranks   2, read as one run; one of them alone is {run}@rank=1" in overview(open_source(run))
-    assert "rank    1 alone, of 2" in overview(open_source(f"{run}@rank=1"))
+    whole, alone = overview(open_source(run)), overview(open_source(f"{run}@rank=1"))
+    assert f"ranks   2, read as one run; one of them alone is {run}@rank=1" in whole
+    assert f"optrace lint {run}   (do the ranks agree?)" in whole
+    assert "rank    1 alone, of 2" in alone and "agree" not in alone
 
 
 def test_a_rank_can_be_compared_alone(layouts):
