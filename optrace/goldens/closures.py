@@ -28,7 +28,7 @@ from optrace.goldens.tolerance import STEP, distances, two_digits
 from optrace.reference.lbfgs import LBFGS
 
 Build = Callable[[list[Any], Mapping[str, Any]], Any]
-DRAWS = 8
+DRAWS = 24
 
 
 def evaluate(golden: Golden, x: Array) -> tuple[Any, Array]:
