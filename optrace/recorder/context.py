@@ -229,6 +229,13 @@ class StepContext:
         ids = frozenset(map(id, params))
         return [optimizer for optimizer in known if any(id(param) in ids for param in _params(optimizer))]
 
+    def _within(self, optimizer: Any) -> Any:
+        """The known optimizer that a wrapper passes calls on to (Lightning's holds it as `_optimizer`), or itself."""
+        known = {id(one): one for one, _ in self._live()}
+        return next(
+            (known[id(one)] for one in getattr(optimizer, "__dict__", {}).values() if id(one) in known), optimizer
+        )
+
     def _track(self, optimizer: Any) -> _Track:
         """The account of an optimizer; one not seen being made begins with what happened since the last step."""
         self._close_gone()
@@ -375,6 +382,8 @@ class StepContext:
     def zeroed(self, optimizer: Any) -> None:
         """Drop the losses whose gradients an optimizer's `zero_grad` has thrown away."""
         with self._lock:
+            if id(optimizer) not in self._tracks:
+                optimizer = self._within(optimizer)
             track = self._tracks.get(id(optimizer)) or self._track(optimizer)
             self._thread_of[id(optimizer)] = _thread()
             if track.n_losses or track.pending:

@@ -254,12 +254,13 @@ class Session:
         self.emit("recorder", optimizer, {"what": what, **data})
 
     def _track_of(self, optimizer: Any) -> Track | None:
-        """The track of an optimizer that has stepped, or of the one inside a wrapper (Accelerate's has `optimizer`)."""
+        """The track of an optimizer that has stepped, or of the one inside a wrapper (Accelerate's, Lightning's)."""
         for _ in range(_WRAPPED):
             track: Track | None = self._steps.find(optimizer)
             if track is not None and track.index >= 0:
                 return track
-            optimizer = getattr(optimizer, "__dict__", {}).get("optimizer")
+            inside = getattr(optimizer, "__dict__", {})
+            optimizer = inside.get("optimizer") or inside.get("_optimizer")
             if optimizer is None:
                 break
         return None

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
+import torch
+from client_inside import check_inside
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 pytestmark = pytest.mark.slow
 
@@ -57,3 +63,53 @@ def test_skorch(client):
     run.check_losses()
     assert run.steps("loss") == run.printed("loss")
     assert run.names() == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_lightning_with_manual_optimization(tmp_path):
+    lightning = pytest.importorskip("lightning")
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+
+    class Adversaries(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.generator, self.critic = nn.Linear(3, 2), nn.Linear(2, 1)
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            critic = torch.optim.RMSprop(self.critic.parameters(), lr=0.01)
+            return [torch.optim.Adam(self.generator.parameters(), lr=0.01), critic]
+
+        def training_step(self, batch: list[torch.Tensor], index: int) -> None:
+            for_generator, for_critic = self.optimizers()
+            fake = self.generator(batch[0])
+            self.toggle_optimizer(for_critic)
+            self.manual_backward(self.critic(fake.detach()).square().mean())
+            self.clip_gradients(for_critic, 0.1, "norm")
+            for_critic.step()
+            for_critic.zero_grad()
+            self.untoggle_optimizer(for_critic)
+            if index % 2:
+                self.toggle_optimizer(for_generator)
+                self.manual_backward(self.critic(self.generator(batch[0])).mean())
+                for_generator.step()
+                for_generator.zero_grad()
+                self.untoggle_optimizer(for_generator)
+
+    def train() -> list[tuple[str, torch.Tensor]]:
+        torch.manual_seed(1)
+        model, data = Adversaries(), DataLoader(TensorDataset(torch.randn(16, 3)), batch_size=4)
+        lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, **quiet).fit(model, data)
+        return list(model.named_parameters())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace = check_inside(tmp_path, train, [4, 2])
+    events = trace.events[trace.events["optimizer"] >= 0].sort_values("seq")
+    for kind, of in (("clip", [0] * 4), ("zero_grad", [0, 0, 1, 0, 0, 1])):
+        assert events[events["kind"] == kind]["optimizer"].tolist() == of
+    assert trace.steps["n_backward"].tolist() == [1] * 6
