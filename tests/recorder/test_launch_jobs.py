@@ -101,6 +101,41 @@ def test_a_restart_by_torchrun_keeps_what_was_there(tmp_path):
     assert folders(tmp_path / "run_b") == ["rank=00000", "rank=00000.1"]
 
 
+SRUN = """#!/bin/bash
+# What Slurm's own does: as many copies as -n says, side by side, each with its variables; one that fails fails it.
+shift; tasks=$1; shift
+step=$(cat "$TMPDIR/step" 2>/dev/null || echo 0); echo $((step + 1)) > "$TMPDIR/step"
+for ((task = 0; task < tasks; task++)); do
+  SLURM_JOB_ID=77 SLURM_STEP_ID=$step SLURM_NTASKS=$tasks SLURM_STEP_NUM_TASKS=$tasks SLURM_PROCID=$task \\
+    SLURM_LOCALID=$task SLURM_NODEID=0 SLURM_STEP_NODELIST=localhost "$@" &
+  running+=($!)
+done
+status=0
+for task in "${running[@]}"; do wait "$task" || status=$?; done
+exit $status
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["record first", "srun first"])
+def test_srun_is_one_run_a_job_step_with_a_rank_a_task(tmp_path, order):
+    write(tmp_path, "train.py", "train()\n")
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    variables = environment(TMPDIR=str(tmp_path), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    names = ("run_a", "run_b") if order == "record first" else ("run_a",)  # two steps of one job
+    for name in names:
+        ours = [sys.executable, *RECORD, "-o", name]
+        srun = ["srun", "-n", "2"]
+        started = [*ours, "--", *srun, sys.executable] if order == "record first" else [*srun, *ours]
+        done = run([*started, "train.py"], tmp_path, variables)
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stderr.count(f"optrace: recording to {name}".encode()) == 1
+        assert done.stderr.count(f"optrace show {name}".encode()) == 1
+    expected = [f"{name}/rank={rank:05d}" for name in names for rank in range(2)]
+    assert folders(tmp_path) == expected
+
+
 @pytest.mark.slow
 def test_mp_spawn_of_a_process_group_is_one_run(tmp_path):
     body = (
