@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from client_inside import Named, check_inside
+from client_inside import Named, check_inside, same_bits
+from client_measure import measured_tensor, row_errors
 from torch import nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.optim import Optimizer
+from torch.optim.sgd import sgd as functional_sgd
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 import optrace
@@ -412,3 +414,62 @@ def test_models_trained_in_threads_side_by_side(tmp_path):
     trace = check_inside(tmp_path, train, [10, 10, 10])
     assert trace.steps["n_backward"].tolist() == [1] * 30, "a thread's backward is its own"
     assert trace.steps["loss"].notna().all()
+
+
+# ---- what torch tells nobody of ----
+
+
+def test_the_functional_api_is_told_of(tmp_path, capsys):
+    model = small()
+    params = list(model.parameters())
+    with optrace.record(tmp_path / "run", strict=True):
+        for _ in range(4):
+            grads = torch.autograd.grad(model(torch.ones(3, 4)).square().mean(), params)
+            model.zero_grad()
+            model(torch.ones(3, 4)).square().mean().backward()
+            with torch.no_grad():
+                functional_sgd(
+                    params,
+                    list(grads),
+                    [None] * len(params),
+                    weight_decay=0.0,
+                    momentum=0.0,
+                    lr=0.1,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
+    assert not (tmp_path / "run").exists()
+    assert "no optimizer step seen; 4 tensors that require grad changed by hand" in capsys.readouterr().err
+
+
+class WithoutHooks(Optimizer):
+    """Has what an optimizer has, and none of torch's constructor."""
+
+    def __init__(self, params: Any) -> None:
+        self.param_groups = [{"params": list(params), "lr": 0.1}]
+        self.state = collections.defaultdict(dict)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"])
+
+
+def test_an_optimizer_that_skips_torchs_constructor_is_recorded_when_watched(tmp_path):
+    model = small()
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    with optrace.record(tmp_path / "run", quiet=True, strict=True):
+        optimizer = optrace.watch(WithoutHooks(model.parameters()))
+        for _ in range(3):
+            model.zero_grad()
+            model(torch.ones(3, 4)).square().mean().backward()
+            optimizer.step()
+    trace = optrace.open(tmp_path / "run")
+    assert trace.last_step(0) == 3 and set(trace.params["param"]) == set(before)
+    assert optrace.replay(trace, rule="sgd").same
+    for name, param in model.named_parameters():
+        assert not same_bits(before[name], param)
+        (row,) = trace.table("tensors", step=3, param=name, quantity="param").to_dict("records")
+        assert row_errors(row, measured_tensor(param)) == []
