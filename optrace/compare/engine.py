@@ -40,14 +40,16 @@ def on_engine(source: Source, engine: str) -> Source:
     path = str(trace.path.resolve())
 
     def arrow(name: str, **selection: Any) -> Any:
-        if name != "tensors" or selection.get("param") is not None or len(names) < 2:
+        asked = selection.get("param")
+        wanted: list[str] = [*names, ""] if asked is None else [asked] if isinstance(asked, str) else list(asked)
+        if name != "tensors" or len(wanted) < 2:
             return Trace.arrow(trace, name, **selection)
         import pyarrow as pa
 
-        each = -(-len(names) // _TASKS)
-        parts: list[Sequence[str]] = [names[i : i + each] for i in range(0, len(names), each)]
+        each = -(-len(wanted) // _TASKS)
+        parts: list[Sequence[str]] = [wanted[i : i + each] for i in range(0, len(wanted), each)]
         start = source.rank, source.restart
-        tasks = [dask.delayed(_read)(path, *start, {**selection, "param": part}) for part in [*parts, [""]]]
+        tasks = [dask.delayed(_read)(path, *start, {**selection, "param": part}) for part in parts]
         return pa.concat_tables(dask.compute(*tasks))
 
     distributed = copy.copy(trace)
