@@ -17,6 +17,8 @@ class Price:
         self.hooks = 0.0
         self._marks: list[tuple[float, float, int, int]] = []
         self.told = False
+        self.share: float | None = None
+        """What the hooks take, over the rest of a step; None until the price is told."""
 
     def step_ended(self, now: float, written: int) -> bool:
         """The first optimizer has completed a step at `now` (seconds); whether the price can be told."""
@@ -38,9 +40,9 @@ class Price:
         written = round(median(later[3] - former[3] for former, later in pairs))
         hooks = median(later[1] - former[1] for former, later in pairs)
         period = median(later[0] - former[0] for former, later in pairs)
-        share = 100 * hooks / max(period - hooks, 1e-9)
+        self.share = hooks / max(period - hooks, 1e-9)
         return (
-            f"a step costs {rows} rows, {size(written)} on disk and {share:.2g} % more time"
+            f"a step costs {rows} rows, {size(written)} on disk and {100 * self.share:.2g} % more time"
             f" ({1000 * hooks:.3g} ms); {size(held)} of memory are held"
         )
 

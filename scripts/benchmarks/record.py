@@ -72,14 +72,14 @@ def _ways() -> dict[str, Around]:
     return {"bare": _bare, **recorded_ways(), **others}
 
 
-def _times(training: Training, around: Around, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds of each step of one turn, and of them those in optrace's step hooks."""
+def _times(training: Training, around: Around, folder: Path) -> tuple[list[float], list[float], float | None]:
+    """Seconds of each step of one turn, of them those in optrace's step hooks, and the share that the run told."""
     steps, hooks = [], []
     with around(training, folder) as session:
         for _ in range(training.warm):
             training.step()
         if training.wait is not None:
-            return _times_on_device(training, training.wait, session)
+            return *_times_on_device(training, training.wait, session), session and session.price.share
         for _ in range(training.steps):
             spent = session.price.hooks if session is not None else 0.0
             start = perf_counter()
@@ -87,7 +87,7 @@ def _times(training: Training, around: Around, folder: Path) -> tuple[list[float
             steps.append(perf_counter() - start)
             if session is not None:
                 hooks.append(session.price.hooks - spent)
-    return steps, hooks
+    return steps, hooks, session and session.price.share
 
 
 def _times_on_device(training: Training, wait: Callable[[], None], session: Any) -> tuple[list[float], list[float]]:
@@ -109,13 +109,14 @@ def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> No
     ratios: dict[str, list[float]] = {way: [] for way in ways}
     added: dict[str, list[float]] = {way: [] for way in ways}
     inside: dict[str, list[float]] = {way: [] for way in ways}
+    told: dict[str, list[float]] = {way: [] for way in ways}
     bare_times = []
     for _ in range(rounds):
         bare = statistics.median(_times(training, _bare, Path())[0])
         bare_times.append(bare)
         for way, around in ways.items():
             with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
-                steps, hooks = _times(training, around, Path(folder) / "run")
+                steps, hooks, share = _times(training, around, Path(folder) / "run")
             gc.collect()
             # a bare turn on both sides of each other turn: what the machine does meanwhile weighs on both
             after = statistics.median(_times(training, _bare, Path())[0])
@@ -125,6 +126,8 @@ def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> No
             added[way].append(1e6 * (now - both))
             if hooks:
                 inside[way].append(1 + statistics.median(hooks) / both)
+            if share is not None:
+                told[way].append(1 + share)
     for way in ways:
         ratio, extra = spread(ratios[way]), spread(added[way])
         cells = {"step / bare step": ratio.text(), "added, microseconds": extra.text(0)}
@@ -133,6 +136,10 @@ def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> No
             hook = spread(inside[way])
             cells["1 + hooks / bare step"] = hook.text()
             numbers["hooks"] = hook.__dict__
+        if told[way]:
+            said = spread(told[way])
+            cells["1 + share told by the run"] = said.text()
+            numbers["told"] = said.__dict__
         if way == "bare":
             cells["bare step, ms"] = spread([1000 * t for t in bare_times]).text(2)
             numbers["bare_ms"] = spread([1000 * t for t in bare_times]).__dict__
