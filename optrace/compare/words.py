@@ -81,7 +81,9 @@ def _what(report: DiffReport) -> str:
         return f"the shape of {_of(first)}: {first.a} in {report.a}, {first.b} in {report.b}"
     if first.kind == "none":
         where = report.b if first.b is None else report.a
-        return f"the gradient of {first.param}: None in {where}"
+        if first.quantity == "grad":
+            return f"the gradient of {first.param}: None in {where}"
+        return f"{quantity_words(first.quantity, first.step)}: that of {first.param} is gone in {where}"
     claimed = report.causes[0] if report.causes and report.causes[0].claimed else None
     if first.kind == "missing" and (claimed is None or not first.quantity.startswith("state.")):
         where = report.a if first.b is None else report.b

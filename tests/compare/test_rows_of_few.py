@@ -86,6 +86,9 @@ def test_state_that_is_gone_before_a_step_is_where_two_runs_part(tmp_path, envir
     assert (report.first.step, report.first.param) == (2, "p0")
     assert (report.first.quantity, report.first.kind) == ("state_in.momentum_buffer", "none")
     assert (report.first.a, report.first.b) == ("a tensor", None)
+    assert str(report).splitlines()[0] == (
+        "b differs from a - since step 2, in the state momentum_buffer before the step: that of p0 is gone in b"
+    )
     assert not {cause.code for cause in report.causes if cause.claimed} & {"grad-missing", "param-frozen"}
     assert diff(b, lose(tmp_path, "c", True)).same
 
