@@ -2,8 +2,8 @@
 """Wrong L-BFGS, as edits (old, new) of the right one in `lbfgs_base`; a name says what is wrong.
 
 Left out are ten edits of branches of the line search that the right one hardly ever takes, such as asking for enough
-decrease while the interval shrinks: about 9,000 searches over these functions told five of them from nothing, and for
-the other five reading the code and fewer searches found no case either. The goldens do not reject those ten.
+decrease while the interval shrinks: about 9,000 searches over these functions found no case for five of them, and
+reading the code and fewer searches none for the other five. The goldens do not reject those ten.
 """
 
 from __future__ import annotations
