@@ -18,7 +18,7 @@ _IN_PARALLEL = 32768
 @cache
 def parallel() -> int:
     """Address of GOMP_parallel as torch's own library finds it; 0 where it uses no such runtime."""
-    if not sys.platform.startswith("linux") or not torch.backends.openmp.is_available():
+    if not sys.platform.startswith("linux") or not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         return 0
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     for name in (None, str(library)) if library.exists() else ():
