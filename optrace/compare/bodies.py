@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.columns import KEYS, Floats, Ints, Numbering, Rows, Side
+from optrace.compare.columns import KEYS, Floats, Ints, Numbering, Rows, Side, joined
 from optrace.compare.tolerance import Statistics
 
 ROWS_AT_ONCE = 64_000
@@ -49,7 +49,7 @@ class Kept:
 
     def take(self) -> tuple[Rows | None, Rows | None]:
         """The rows of either side, None where there are none; they are forgotten here."""
-        found = tuple(_joined(parts) if parts else None for parts in self.parts)
+        found = tuple(joined(parts) if parts else None for parts in self.parts)
         for parts in self.parts:
             parts.clear()
         return found[0], found[1]
@@ -115,18 +115,18 @@ class Body:
     def _append(self, kept: Rows, head: Rows, inside: NDArray[np.bool_], numbering: Numbering) -> None:
         """Put the kept rows behind those that were read."""
         own = np.flatnonzero(inside[kept.cell])
-        kept = _rows_at(kept, own)
+        kept = kept.at(own)
         count = len(self._rows)
         here = np.flatnonzero(inside[head.cell] & (head.step == int(kept.step[0]))) if len(own) else own
         place = _places(head, here, kept, numbering)
         self._place = np.where(place >= 0, place + np.int32(count), self._place)
         self._dtype = np.concatenate([self._dtype, kept.columns["dtype"]])
-        self._rows = _joined([_coded(self._rows, self._dtype[:count]), kept])
+        self._rows = joined([_coded(self._rows, self._dtype[:count]), kept])
 
     def last(self, step: int) -> Rows:
         """Copies of the rows of a step, for `Kept`."""
         rows = _coded(self._rows, self._dtype)
-        return _rows_at(rows, np.flatnonzero(rows.step == step))
+        return rows.at(np.flatnonzero(rows.step == step))
 
     def find(self, at: Place) -> Place:
         """Row of this body for each row of the grid; -1 for -1."""
@@ -175,7 +175,7 @@ def _places(head: Rows, here: Ints, rows: Rows, numbering: Numbering) -> Place:
     """
     place = np.full(len(head), -1, np.int32)
     shape = len(numbering.cells), len(numbering.quantities)
-    wanted, there = _rows_at(head, here, keys_only=True).keys(*shape), rows.keys(*shape)
+    wanted, there = head.at(here, keys_only=True).keys(*shape), rows.keys(*shape)
     if len(wanted) == len(there) and (wanted == there).all():
         place[here] = np.arange(len(here), dtype=np.int32)
     elif len(there):
@@ -188,30 +188,13 @@ def _places(head: Rows, here: Ints, rows: Rows, numbering: Numbering) -> Place:
 def _has(kept: Rows, head: Rows, rows: Place, numbering: Numbering) -> bool:
     """Whether all those rows of `head` were kept."""
     shape = len(numbering.cells), len(numbering.quantities)
-    return bool(np.isin(_rows_at(head, rows, keys_only=True).keys(*shape), kept.keys(*shape)).all())
-
-
-def _rows_at(rows: Rows, at: Ints | Place, keys_only: bool = False) -> Rows:
-    columns = {} if keys_only else {name: column[at] for name, column in rows.columns.items()}
-    return Rows(rows.step[at], rows.cell[at], rows.quantity[at], columns)
+    return bool(np.isin(head.at(rows, keys_only=True).keys(*shape), kept.keys(*shape)).all())
 
 
 def _coded(rows: Rows, dtype: Ints) -> Rows:
     """The rows with all columns plain arrays."""
     columns: dict[str, Any] = {**rows.columns, "dtype": dtype}
     return Rows(rows.step, rows.cell, rows.quantity, columns)
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-    return Rows(
-        np.concatenate([part.step for part in parts]),
-        np.concatenate([part.cell for part in parts]),
-        np.concatenate([part.quantity for part in parts]),
-        columns,
-    )
 
 
 def _taken(values: NDArray[Any], row: Place) -> Floats:

@@ -99,10 +99,28 @@ class Rows:
         """One number a row; steps above 2**63 / (cells * quantities) do not occur."""
         return (self.step * n_cells + self.cell) * n_quantities + self.quantity
 
+    def at(self, place: Any, keys_only: bool = False) -> Rows:
+        """Some of the rows, in that order; all columns must be plain arrays, unless only the keys are wanted."""
+        columns = {} if keys_only else {name: column[place] for name, column in self.columns.items()}
+        return Rows(self.step[place], self.cell[place], self.quantity[place], columns)
+
     def texts(self, name: str) -> NDArray[np.object_]:
         """A string column as objects."""
         codes, words = self.columns[name]
         return np.array(words, dtype=object)[codes] if len(words) else np.empty(0, object)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows one after the other; all have the same columns, plain arrays."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+    return Rows(
+        np.concatenate([part.step for part in parts]),
+        np.concatenate([part.cell for part in parts]),
+        np.concatenate([part.quantity for part in parts]),
+        columns,
+    )
 
 
 class Side:
@@ -137,15 +155,29 @@ class Side:
 
         Rows of unmatched optimizers and parameters and of steps outside the source's stretch are left out.
         """
+        return self.rows(self.read(low, high, columns, param, quantity), low, high, columns)
+
+    def read(
+        self,
+        low: int,
+        high: int,
+        columns: Sequence[str],
+        param: str | Sequence[str] | None = None,
+        quantity: str | None = None,
+    ) -> Any:
+        """The Arrow table that `rows` makes rows of: what of `load` takes time and numbers nothing."""
         own = (low - max(self.offsets), high - min(self.offsets))
         stretch_low, stretch_high = self.source.steps
         own = (
             own[0] if stretch_low is None else max(own[0], stretch_low),
             own[1] if stretch_high is None else min(own[1], stretch_high),
         )
-        table = self.source.trace.arrow(
+        return self.source.trace.arrow(
             "tensors", step=own, optimizer=self._only, param=param, quantity=quantity, columns=list(columns)
         )
+
+    def rows(self, table: Any, low: int, high: int, columns: Sequence[str]) -> Rows:
+        """Rows of a table that `read` returned for the same steps and columns."""
         step = integers(table.column("step"))
         optimizer = integers(table.column("optimizer"))
         pair = self._pairs(optimizer)

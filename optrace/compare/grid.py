@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.columns import HEAD, Ints, Numbering, Rows, Side
+from optrace.compare.columns import HEAD, Ints, Numbering, Rows, Side, joined
+from optrace.compare.threads import in_threads
 
 Index = NDArray[np.int32]
 Bools = NDArray[np.bool_]
@@ -64,11 +66,42 @@ def after_name(name: str) -> str:
     return kind.removesuffix("_in") + dot + key
 
 
-def lay_out(side_a: Side, side_b: Side, numbering: Numbering, low: int, high: int, previous: int | None) -> Grid:
-    """Load A's steps low to high from both sides; `previous` is the last compared step before them, loaded along."""
-    start = low if previous is None else previous
-    rows_a = side_a.load(start, high, HEAD)
-    rows_b = side_b.load(start, high, HEAD)
+@dataclass
+class LastRows:
+    """What the end of a stretch leaves to the next, which begins with it: the rows of its last step, by side."""
+
+    step: int | None = None
+    rows: tuple[Rows, ...] = ()
+
+    def keep(self, step: int, rows: Sequence[Rows]) -> None:
+        """Take copies of the rows of a step."""
+        self.step = step
+        self.rows = tuple(side.at(np.flatnonzero(side.step == step)) for side in rows)
+
+
+def lay_out(
+    side_a: Side,
+    side_b: Side,
+    numbering: Numbering,
+    low: int,
+    high: int,
+    previous: int | None,
+    last: LastRows | None = None,
+) -> Grid:
+    """Load A's steps low to high from both sides; `previous` is the last compared step before them, loaded along.
+
+    `last`: the same object for stretches that follow each other, so that their common step is read once.
+    """
+    kept = last.rows if last is not None and last.step is not None and last.step == previous else ()
+    start = low if previous is None else previous + 1 if kept else previous
+    sides = side_a, side_b
+    tables = in_threads(lambda side: side.read(start, high, HEAD), sides)
+    rows = [side.rows(table, start, high, HEAD) for side, table in zip(sides, tables, strict=True)]
+    del tables
+    rows = [joined(parts) for parts in zip(kept, rows, strict=True)] if kept else rows
+    if last is not None:
+        last.keep(high, rows)
+    rows_a, rows_b = rows
     steps = np.union1d(np.unique(rows_a.step), np.unique(rows_b.step))
     overlap = int((steps < low).sum())
     n_cells, names = len(numbering.cells), tuple(numbering.quantities)

@@ -15,7 +15,7 @@ import numpy as np
 from optrace.compare import evidence
 from optrace.compare.bodies import Kept
 from optrace.compare.columns import Floats, Ints, Numbering, Side
-from optrace.compare.grid import Grid, lay_out
+from optrace.compare.grid import Grid, LastRows, lay_out
 from optrace.compare.match import Cell, Matching, match_sources
 from optrace.compare.names import Renaming
 from optrace.compare.source import Source
@@ -40,6 +40,7 @@ class NoiseFloor:
         self._level = np.zeros((0, 0))
         self._previous: int | None = None
         self._kept = Kept()
+        self._last = LastRows()
         self.last_step = int(self._timeline.steps[-1])
         """The last step that both recorded."""
         self.largest: tuple[float, int, str, str] | None = None
@@ -63,7 +64,7 @@ class NoiseFloor:
         Grids have to come in the order of their steps.
         """
         low, high = int(grid.steps[min(grid.overlap, len(grid.steps) - 1)]), int(grid.steps[-1])
-        own = lay_out(*self._sides, self._numbering, low, high, self._previous)
+        own = lay_out(*self._sides, self._numbering, low, high, self._previous, self._last)
         shape = (len(self._numbering.cells), len(self._numbering.quantities))
         errors = np.zeros((len(own.steps), *shape))
         differs = own.differs.copy()

@@ -16,13 +16,14 @@ MOST = 4
 
 def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
     """The results in the order of the items; the first exception is raised when all have ended."""
-    threads = min(len(items), MOST, _cores())
+    threads = min(len(items), MOST, cores())
     if threads < 2:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, items))
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
