@@ -66,8 +66,12 @@ class Errors:
     """One eps of an element of usual size, as a share of rms(change); NaN where nothing changed."""
     rms: Floats
     """rms(change) of the tensor, of the side where it is larger."""
+    rms_told: NDArray[np.bool_]
+    """Whether that comes from statistics of the whole tensors, not from samples."""
     eps: Floats
     """Of the coarser dtype."""
+    tiny: Floats
+    """Its smallest normal number."""
     gap: Floats
     """Largest |a - b| of the sampled elements; 0 without any."""
 
@@ -175,7 +179,8 @@ def _judge_slice(
     errors.alike[rows] = ((stat_a.n_nan < 0) != (stat_b.n_nan < 0)) & (best == 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         errors.unit[rows] = np.where(rms > 0, eps * (np.sqrt(found.magnitude) + rms) / rms, np.nan)
-    errors.rms[rows], errors.eps[rows], errors.gap[rows] = rms, eps, found.gap
+    errors.rms_told[rows] = from_a.told & from_b.told
+    errors.rms[rows], errors.eps[rows], errors.tiny[rows], errors.gap[rows] = rms, eps, tiny, found.gap
 
 
 def _nothing(n: int, words: Words) -> Errors:
@@ -196,7 +201,9 @@ def _nothing(n: int, words: Words) -> Errors:
         alike=np.empty(n, bool),
         unit=np.empty(n),
         rms=np.empty(n),
+        rms_told=np.empty(n, bool),
         eps=np.empty(n),
+        tiny=np.empty(n),
         gap=np.zeros(n),
     )
 
@@ -213,6 +220,8 @@ class _Scale:
     own: Statistics
     """Of the rows themselves."""
     rms: Floats
+    told: NDArray[np.bool_]
+    """Whether `rms` comes from a norm."""
     statistics: Statistics
     """Of the rows that tell the scale: the parameters for updates."""
 
@@ -284,10 +293,11 @@ class _Context:
             rms = np.where(found.has_moved, np.sqrt(found.moved), ends / root)
             rms = np.where((other < 0) & self.is_param, 0.0, rms)  # start values: no step has changed them
             norm = body.number("l2", update) / root
+            told = np.isfinite(np.where(self.is_grad, statistics.l2, norm))
             norm = np.where(np.isnan(norm) & found.has_update, np.sqrt(found.update), norm)  # only its sample is known
             rms = np.where(update >= 0, norm, rms)
             rms = np.where(self.is_grad, statistics.l2 / root, rms)
-        return _Scale(statistics, rms, statistics if (base == own).all() else body.statistics(base))
+        return _Scale(statistics, rms, told, statistics if (base == own).all() else body.statistics(base))
 
 
 def _formats(numbering: Numbering, context: _Context, a: _Half, b: _Half) -> tuple[Floats, Floats]:

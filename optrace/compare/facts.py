@@ -13,8 +13,8 @@ from optrace.compare.order import HYPER_RANK, MISSING_RANK, rank_of
 from optrace.compare.presence import Absence
 from optrace.compare.report import Divergence
 from optrace.compare.source import Source
+from optrace.compare.tally import Order
 from optrace.compare.timeline import Timeline
-from optrace.compare.walk import Order
 from optrace.trace.replicas import Drift, rank_words
 
 Fact = tuple[Order, Divergence]

@@ -31,9 +31,10 @@ from optrace.compare.sameness import what_is_same
 from optrace.compare.source import Source, TraceLike, distinct_names, open_source
 from optrace.compare.state_names import match_state
 from optrace.compare.step_notes import note_steps
+from optrace.compare.tally import Order, Tally
 from optrace.compare.timeline import Timeline
 from optrace.compare.tolerance import Tolerance
-from optrace.compare.walk import CELLS_AT_ONCE, Order, Tally, Walk
+from optrace.compare.walk import CELLS_AT_ONCE, Walk
 from optrace.compare.words import count_words, value_words
 from optrace.errors import CompareError
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.order import GRAD_RANK, HYPER_RANK, STATE_RANK, UPDATE_RANK, rank_of
 from optrace.compare.report import Divergence
+from optrace.compare.tally import Tally
 from optrace.compare.timeline import Timeline
-from optrace.compare.walk import Tally
 
 _FEW = 3
 

@@ -85,7 +85,7 @@ def element_errors(
         if not np.any(tolerance.atol) and not np.any(tolerance.rtol):
             return raw, raw
         allowed = np.asarray(tolerance.atol)[..., None] + np.asarray(tolerance.rtol)[..., None] * scale
-        return raw, _ratio(np.maximum(difference - allowed, 0.0), unit)
+        return raw, _ratio(np.fmax(difference - allowed, 0.0), unit)
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def _finite(numbers: Floats) -> Floats:
 
 
 def _ratio(difference: Floats, unit: Floats) -> Floats:
-    """Quotient; 0 where nothing differs, inf where something does and the unit is 0."""
+    """Quotient; 0 where nothing differs, inf where something does and the unit is 0, or by inf."""
     if (unit > 0).all() and np.isfinite(unit).all():
         return np.asarray(difference / unit)
     quotient = np.full(np.broadcast_shapes(difference.shape, unit.shape), np.inf)
-    np.divide(difference, unit, out=quotient, where=unit > 0)
+    np.divide(difference, unit, out=quotient, where=(unit > 0) & (difference < np.inf))
     return np.where(difference > 0, quotient, 0.0)

@@ -7,25 +7,36 @@ from typing import Any
 
 import numpy as np
 
-from optrace.compare.arrow import texts
-from optrace.compare.columns import Floats, Numbering, Side
+from optrace.compare.columns import Numbering, Side
+from optrace.compare.elements import Difference, Flat, Tensors, difference, widened
 from optrace.compare.grid import Grid, after_name
-from optrace.compare.tolerance import Tolerance, element_errors, is_grad
-from optrace.errors import TraceError
-from optrace.trace.dtypes import eps_of, tiny_of
+from optrace.compare.threads import cores
+from optrace.compare.tolerance import Tolerance, is_grad
+from optrace.trace.jobs import DTYPES, JOB, ROW, STAT, UPDATE
+from optrace.trace.measure import measure
 
 
 @dataclass(frozen=True)
 class WholeErrors:
-    """The worst element of a tensor."""
+    """How far two tensors are apart, and their worst elements."""
 
-    raw: float
-    net: float
-    step: float
-    flat: int
-    """Its row-major index."""
+    found: Difference
     a: float
     b: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is known of a row's scale before its tensors are looked at."""
+
+    eps: float
+    """Of the coarser dtype."""
+    tiny: float
+    """Its smallest normal number."""
+    rms: float
+    """rms(change) by statistics, of the side where it is larger; NaN where only the tensors tell."""
+    least_rms: float = 0.0
+    """What rms(change) counts as at least."""
 
 
 def judge_whole(
@@ -33,49 +44,36 @@ def judge_whole(
     side_b: Side,
     numbering: Numbering,
     grid: Grid,
-    s: Any,
-    c: Any,
-    q: Any,
-    tolerance: Tolerance,
-    least_rms: float = 0.0,
+    place: tuple[Any, Any, Any],
+    scale: Scale,
+    asked: Tolerance,
 ) -> WholeErrors | None:
     """Errors of a row's whole tensors as in `tolerance.element_errors`; None where either side did not store them.
 
-    What the scale needs beside them (the parameter, the update, the value before the step) is used where it is stored;
-    `least_rms` is what rms(change) counts as at least.
+    `place`: step, cell and quantity in the grid. What the scale needs beside the tensors (the parameter, the update,
+    the value before the step) is used where it is stored.
     """
-    name = grid.names[int(q)]
-    cell = numbering.cells[int(c)]
+    s, c, q = (int(part) for part in place)
+    name, cell = grid.names[q], numbering.cells[c]
     pair = numbering.matching.pairs[cell.pair]
-    number = int(grid.steps[int(s)])
     loads = []
     for side, optimizer, param in ((side_a, pair.a, cell.param_a), (side_b, pair.b, cell.param_b)):
-        own_step = number - side.offsets[cell.pair]
-        loads.append(_Loader(side, optimizer, param, own_step, numbering))
-    one, other = (load.tensor(name) for load in loads)
-    if one is None or other is None or one.shape != other.shape or not one.size:
+        loads.append(_Loader(side, optimizer, param, int(grid.steps[s]) - side.offsets[cell.pair], numbering))
+    own = [load.flat(name) for load in loads]
+    if own[0] is None or own[1] is None or own[0].elements.size != own[1].elements.size or not own[0].elements.size:
         return None
-    scales = [load.scale(name) for load in loads]
-    magnitude = np.fmax(scales[0][0], scales[1][0])
-    rms = max(scales[0][1], scales[1][1], least_rms)
-    word_a, word_b = cell.dtype_a, cell.dtype_b
-    if not name.startswith("param") and name != "update":
-        word_a, word_b = (str(load.dtype(name)) for load in loads)
-    eps, tiny = max(eps_of(word_a), eps_of(word_b)), max(tiny_of(word_a), tiny_of(word_b))
-    raw, net = element_errors(
-        one[None], other[None], magnitude[None], np.array([rms]), np.array([eps]), np.array([tiny]), tolerance
+    sides = [load.tensors(name, flat) for load, flat in zip(loads, own, strict=True) if flat is not None]
+    rms = max(_rms(name, side) for side in sides) if np.isnan(scale.rms) else scale.rms
+    found = difference(
+        *sides,
+        rms=max(rms, scale.least_rms),
+        eps=scale.eps,
+        tiny=scale.tiny,
+        tolerance=asked,
+        is_state=name.startswith("state."),
     )
-    step = raw
-    olds = [load.before(name) if name.startswith("state.") else None for load in loads]
-    if olds[0] is not None and olds[1] is not None and olds[0].shape == olds[1].shape == one.shape:
-        limits = magnitude[None], np.array([rms]), np.array([eps]), np.array([tiny]), tolerance
-        brought, _ = element_errors(olds[0][None], olds[1][None], *limits)
-        brought = np.where(np.isfinite(brought), brought, 0.0)
-        step, net = np.maximum(raw - brought, 0.0), np.maximum(net - brought, 0.0)
-    worst = int(np.argmax(raw[0]))
-    return WholeErrors(
-        float(raw[0, worst]), float(net[0].max()), float(step[0].max()), worst, float(one[worst]), float(other[worst])
-    )
+    a, b = (float(widened(flat, slice(found.worst, found.worst + 1))[0]) for flat in own if flat is not None)
+    return WholeErrors(found, a, b)
 
 
 class _Loader:
@@ -85,75 +83,69 @@ class _Loader:
         self.side, self.optimizer, self.param, self.step = side, optimizer, param, step
         self.numbering = numbering
 
-    def tensor(self, name: str, step: int | None = None) -> Floats | None:
-        """Elements as float64 in row-major order, complex ones as pairs; None where they are not stored."""
-        array = self._stored(name, step)
-        if array is None:
-            return None
-        flat = np.ascontiguousarray(array).reshape(-1)
-        if np.iscomplexobj(flat):
-            flat = flat.view(flat.real.dtype)
-        return flat.astype(np.float64)
+    def flat(self, name: str, step: int | None = None) -> Flat | None:
+        """A tensor as it was stored, complex ones as pairs; None where it is in no values file."""
+        step = self.step if step is None else step
+        stored: Any = getattr(self.side.source.trace, "bits_in_files", None)
+        found = stored(step, self.param, self._own(name), self.optimizer) if stored is not None and step >= 0 else None
+        return None if found is None else _flat(*found)
 
-    def dtype(self, name: str) -> str:
-        """Torch's name of a stored tensor's dtype."""
-        rows = self.side.source.trace.arrow(
-            "tensors",
-            step=self.step,
-            optimizer=self.optimizer,
-            param=self.param,
-            quantity=self._own(name),
-            columns=["dtype"],
-        )
-        return str(texts(rows.column("dtype"))[0]) if rows.num_rows else ""
-
-    def scale(self, name: str) -> tuple[Floats, float]:
-        """Greatest magnitude of each element over the step, and the root mean square of what the step changed."""
-        own = self.tensor(name)
-        assert own is not None
+    def tensors(self, name: str, own: Flat) -> Tensors:
+        """A tensor with what tells its scale."""
         if is_grad(name):
-            return np.abs(own), _rms(own)
+            return Tensors(own)
         base = "param" if name == "update" else after_name(name)
-        after = self.tensor(base)
-        update = self.tensor("update") if base == "param" else None
-        if update is None and name == "update":
-            update = own
-        if after is None:
-            return np.abs(own), _rms(own if update is None else update)
-        before = after - update if update is not None else self.before(base)
-        if before is None:
-            return np.fmax(np.abs(after), np.abs(own) if name != "update" else 0.0), _rms(update)
-        change = update if update is not None else after - before
-        return np.fmax(np.abs(after), np.abs(before)), _rms(change)
+        value = own if base == name else self._like(own, base)
+        if value is None:
+            return Tensors(own)
+        update = own if name == "update" else self._like(own, "update") if base == "param" else None
+        return Tensors(own, value, update, None if update is not None else self._before(own, base))
 
-    def before(self, base: str) -> Floats | None:
-        """A quantity's elements before the step; None where they are not stored."""
-        told = self.tensor(_before(base))
-        return told if told is not None else self.tensor(base, self.step - 1)
+    def _before(self, own: Flat, base: str) -> Flat | None:
+        """A quantity's elements before the step."""
+        kind, dot, key = base.partition(".")
+        told = self._like(own, f"{kind}_in{dot}{key}")
+        return told if told is not None else self._like(own, base, self.step - 1)
+
+    def _like(self, own: Flat, name: str, step: int | None = None) -> Flat | None:
+        found = self.flat(name, step)
+        return found if found is not None and found.elements.size == own.elements.size else None
 
     def _own(self, name: str) -> str:
         if self.side.is_a or name not in self.numbering.quantities:
             return name
         return self.numbering.name_in_b(self.numbering.quantities.index(name))
 
-    def _stored(self, name: str, step: int | None) -> Any:
-        if step is not None and step < 0:
-            return None
-        try:
-            return self.side.source.trace.value(
-                self.step if step is None else step, self.param, self._own(name), self.optimizer
-            )
-        except TraceError:
-            return None
+
+def _flat(dtype: str, array: Any) -> Flat | None:
+    """Elements in row-major order; None for a dtype that is no number's."""
+    array = np.ascontiguousarray(array)
+    if dtype.startswith("complex"):
+        dtype = {"complex128": "float64", "complex32": "float16"}.get(dtype, "float32")
+        array = array.view(dtype)
+    return Flat(array.reshape(-1), dtype) if dtype in DTYPES else None
 
 
-def _before(base: str) -> str:
-    kind, dot, key = base.partition(".")
-    return f"{kind}_in{dot}{key}"
-
-
-def _rms(change: Floats | None) -> float:
-    if change is None or not change.size:
+def _rms(name: str, side: Tensors) -> float:
+    """Root mean square of what the step changed, over finite elements; 0 where that is not stored."""
+    if is_grad(name) or side.value is None:
+        return _rms_of(side.own)
+    if side.update is not None:
+        return _rms_of(side.update)
+    if side.other is None:
         return 0.0
-    finite = change[np.isfinite(change)]
-    return float(np.sqrt((finite**2).mean())) if finite.size else 0.0
+    if side.value.dtype == side.other.dtype:
+        return _rms_of(side.value, side.other)
+    every = slice(None)
+    return _rms_of(*(Flat(widened(flat, every), "float64") for flat in (side.value, side.other)))
+
+
+def _rms_of(flat: Flat, less: Flat | None = None) -> float:
+    """Root mean square of the finite elements of a tensor, or of its difference to another of its dtype."""
+    job, rows = np.zeros(1, JOB), np.zeros(2, ROW)
+    job["op"], job["dtype"] = STAT if less is None else UPDATE, DTYPES[flat.dtype]
+    job["a"], job["numel"], job["row2"] = flat.elements.ctypes.data, flat.elements.size, 1
+    job["b"] = 0 if less is None else less.elements.ctypes.data
+    measure(job, rows, cores())
+    count = flat.elements.size - int(rows["n_nan"][0]) - int(rows["n_inf"][0])
+    return float(rows["l2"][0] / np.sqrt(count)) if count else 0.0

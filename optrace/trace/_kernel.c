@@ -16,10 +16,13 @@
 #include "_kernel_jobs.h"
 #include "_kernel_chunk.h"
 #include "_kernel_block.h"
+#include "_kernel_threads.h"
+#include "_kernel_team.h"
 #include "_kernel_apart.h"
+#include "_kernel_elements.h"
 #include "_kernel_look.h"
 
-/* ---- threads --------------------------------------------------------------------------------------------------- */
+/* ---- measuring ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     const Job *jobs;
@@ -27,6 +30,7 @@ typedef struct {
     size_t n_jobs, n_units;
     Row *rows;
     int stream; /* copies go past the cache */
+    int teamed; /* the threads are those of the team */
     struct Unit {
         size_t job;
         int64_t block;
@@ -34,31 +38,6 @@ typedef struct {
     } *units;
     atomic_size_t next;
 } Work;
-
-/* Rounding to nearest and no flushing of subnormals, whatever the caller has set; returns what it had. */
-static uint64_t plain_floats(void)
-{
-    uint64_t before = 0;
-#if defined(__x86_64__)
-    before = _mm_getcsr();
-    _mm_setcsr(0x1F80);
-#elif defined(__aarch64__)
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"(UINT64_C(0)));
-#endif
-    return before;
-}
-
-static void restore_floats(uint64_t before)
-{
-#if defined(__x86_64__)
-    _mm_setcsr((unsigned)before);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(before));
-#else
-    (void)before;
-#endif
-}
 
 /* Makes stores past the cache visible to other threads before anything that follows. */
 static void finish_stores(void)
@@ -119,21 +98,9 @@ static void add_tally(Tally *sum, const Tally *tally)
     sum->fingerprint += tally->fingerprint;
 }
 
-/* Runs the work with up to `threads` threads, which live only here: nothing is left for a fork to lose. Where no thread
- * can be had, the caller does it all. */
 static void run_together(Work *work, int threads)
 {
-    pthread_t others[MAX_THREADS];
-    int started = 0;
-    sigset_t all, mask;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &mask);
-    while (started < threads - 1 && pthread_create(&others[started], NULL, run_units, work) == 0)
-        started++;
-    pthread_sigmask(SIG_SETMASK, &mask, NULL);
-    run_units(work);
-    for (int t = 0; t < started; t++)
-        pthread_join(others[t], NULL);
+    (work->teamed ? in_team : in_threads)(run_units, work, threads);
     size_t number = 0;
     for (size_t j = 0; j < work->n_jobs; j++) {
         Tally first = EMPTY, second = EMPTY;
@@ -214,7 +181,7 @@ static int run(Work *work, int64_t bytes, int threads)
         threads = MAX_THREADS;
     if ((size_t)threads > n_units)
         threads = (int)n_units;
-    if (threads > 1 && bytes >= ONE_THREAD_BELOW) {
+    if (threads > 1 && bytes >= (work->teamed ? TEAM_FROM : ONE_THREAD_BELOW)) {
         work->units = malloc(n_units * sizeof *work->units);
         if (!work->units)
             return -1;
@@ -244,7 +211,7 @@ static PyObject *measure_jobs(const Py_buffer *jobs, const Py_buffer *rows, long
     Work work = {.jobs = jobs->buf, .rows = rows->buf, .n_jobs = (size_t)jobs->len / sizeof(Job)};
     Layout **layouts = NULL;
     PyObject *result = NULL;
-    int64_t bytes = 0;
+    int64_t bytes = 0, largest = 0;
     if (jobs->len % (Py_ssize_t)sizeof(Job) || rows->len % (Py_ssize_t)sizeof(Row)) {
         PyErr_SetString(PyExc_ValueError, "jobs must be an array of dtype JOB and rows one of dtype ROW");
         return NULL;
@@ -254,6 +221,7 @@ static PyObject *measure_jobs(const Py_buffer *jobs, const Py_buffer *rows, long
         if (!check_job(job, (Py_ssize_t)j, n_rows))
             goto done;
         work.n_units += (size_t)n_blocks(job);
+        largest = job->numel > largest ? job->numel : largest;
         bytes += job->numel * ITEMSIZE[job->dtype] * (job->op == UPDATE || job->op == COPY ? 2 : 1);
         if (job->layout) {
             if (!layouts && !(layouts = calloc(work.n_jobs, sizeof *layouts))) {
@@ -266,6 +234,7 @@ static PyObject *measure_jobs(const Py_buffer *jobs, const Py_buffer *rows, long
     }
     work.layouts = layouts;
     work.stream = bytes >= STREAM_FROM;
+    work.teamed = team && largest >= TEAM_TENSOR;
     if (run(&work, bytes, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : (int)threads) < 0)
         PyErr_NoMemory();
     else
@@ -330,6 +299,8 @@ static PyObject *instructions(PyObject *module, PyObject *const *arguments, Py_s
 
 static PyMethodDef METHODS[] = {
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, "measure(jobs, rows, threads): see measure.py"},
+    {"join_team", join_team, METH_O,
+     "join_team(address): measure in this thread with the OpenMP runtime whose GOMP_parallel is there; 0: leave it"},
     {"instructions", (PyCFunction)(void (*)(void))instructions, METH_FASTCALL,
      "instructions([name]): choose the instruction set, the best one without a name; return its name"},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, "look(known, groups, state, jobs): see steady.py"},
@@ -337,6 +308,8 @@ static PyMethodDef METHODS[] = {
      "sample_moments(samples, places, flags, out): see compare/samples.py"},
     {"samples_apart", (PyCFunction)(void (*)(void))samples_apart, METH_FASTCALL,
      "samples_apart(samples_a, samples_b, places, flags, limits, out): see compare/samples.py"},
+    {"elements_apart", (PyCFunction)(void (*)(void))elements_apart, METH_FASTCALL,
+     "elements_apart(tensors, out, threads): see compare/elements.py"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -346,6 +319,8 @@ static int execute(PyObject *module)
     fill_minifloats();
     fill_fractions();
     restore_floats(before);
+    if (pthread_atfork(NULL, NULL, leave_team))
+        return PyErr_NoMemory(), -1;
     PyObject *name = instructions(module, NULL, 0);
     Py_XDECREF(name);
     return name ? intern_words() : -1;

@@ -4,7 +4,7 @@
  */
 
 enum { OWN, BASE, UPDATE_ROW, OTHER, N_PLACES };
-enum { RMS, EPS, TINY, ATOL, RTOL, NUMEL_A, NUMEL_B, NAN_A, NAN_B, N_LIMITS };
+enum { NUMEL_A = N_SCALES, NUMEL_B, NAN_A, NAN_B, N_LIMITS }; /* after RMS, EPS, TINY, ATOL, RTOL */
 enum { RAW, SLOT, NET, STEP, N_VALID, GAP, MAGNITUDE, SHOWN_A, SHOWN_B, N_APART };
 enum { SQUARE, ANY, UPDATE_SQUARE, UPDATE_ANY, N_MOMENTS };
 
@@ -64,7 +64,7 @@ static void moments_of(const double *samples, const int32_t *places, uint8_t fla
 
 static inline double ratio(double difference, double unit)
 {
-    return difference > 0 ? (unit > 0 ? difference / unit : INFINITY) : 0.0;
+    return difference > 0 ? (unit > 0 && difference < INFINITY ? difference / unit : INFINITY) : 0.0;
 }
 
 static void apart_of(const double *const samples[2], const int32_t *places, uint8_t flags, const double *limits,

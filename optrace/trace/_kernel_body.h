@@ -298,12 +298,184 @@ static TARGET void ISA(widen_half)(const uint16_t_any *bits, uint32_t *wide, siz
         wide[k] = widened_half(bits[k]);
 }
 
+static TARGET void ISA(widen_single)(const void *memory, double *wide, size_t n)
+{
+    const float_any *singles = memory;
+    size_t k = 0;
+    for (; k + W <= n; k += W) {
+        const ISA(Doubles) x = ISA(doubles32)((const char *)(singles + k));
+        memcpy(wide + k, &x, sizeof x);
+    }
+    for (; k < n; k++)
+        wide[k] = singles[k];
+}
+
+/* How many of n elements differ in bits. */
+#define DEFINE_UNLIKE(name, type)                                                                                      \
+    static TARGET size_t ISA(name)(const void *a, const void *b, size_t n)                                             \
+    {                                                                                                                  \
+        const type *one = a, *other = b;                                                                               \
+        uint32_t count = 0;                                                                                            \
+        for (size_t k = 0; k < n; k++)                                                                                 \
+            count += one[k] != other[k];                                                                               \
+        return count;                                                                                                  \
+    }
+
+DEFINE_UNLIKE(unlike8, uint8_t)
+DEFINE_UNLIKE(unlike16, uint16_t_any)
+DEFINE_UNLIKE(unlike32, uint32_t_any)
+DEFINE_UNLIKE(unlike64, uint64_t_any)
+
+/* The greater of two; y where x is NaN. */
+static inline TARGET ISA(Doubles) ISA(greater)(ISA(Doubles) x, ISA(Doubles) y)
+{
+#if W == 8
+    return _mm512_max_pd(x, y);
+#elif W == 4
+    return _mm256_max_pd(x, y);
+#elif defined(__x86_64__)
+    return _mm_max_pd(x, y);
+#else
+    const ISA(Words) more = (ISA(Words))(x > y);
+    return (ISA(Doubles))(((ISA(Words))x & more) | ((ISA(Words))y & ~more));
+#endif
+}
+
+/* x where the mask is set, else 0. */
+static inline TARGET ISA(Doubles) ISA(masked)(ISA(Doubles) x, ISA(Words) mask)
+{
+    return (ISA(Doubles))((ISA(Words))x & mask);
+}
+
+static inline TARGET ISA(Doubles) ISA(doubles_at)(const double *at)
+{
+    ISA(Doubles) x;
+    memcpy(&x, at, sizeof x);
+    return x;
+}
+
+/* difference / unit; 0 where nothing differs, whatever the unit. */
+static inline TARGET ISA(Doubles) ISA(ratio)(ISA(Doubles) difference, ISA(Doubles) unit)
+{
+    return ISA(masked)(difference / unit, (ISA(Words))(difference > 0));
+}
+
+static inline TARGET double ISA(largest)(ISA(Doubles) x)
+{
+    double most = 0;
+    for (int l = 0; l < W; l++)
+        most = x[l] > most ? x[l] : most;
+    return most;
+}
+
+/* Errors of elements as in apart_of of _kernel_apart.h, where each has a valid sample. */
+static inline __attribute__((always_inline)) TARGET void ISA(apart_as)(Elements *e, size_t n, int has_old, int is_state, int tolerant)
+{
+    const ISA(Doubles) zero = {0}, infinite = zero + INFINITY;
+    const ISA(Doubles) rms = zero + e->limits[RMS], eps = zero + e->limits[EPS], tiny = zero + e->limits[TINY];
+    const ISA(Doubles) atol = zero + e->limits[ATOL], rtol = zero + e->limits[RTOL];
+    ISA(Doubles) most_raw = zero, most_net = zero, most_step = zero, gap = zero;
+    for (size_t k = 0; k < n; k += W) {
+        const ISA(Doubles) x = ISA(doubles_at)(e->own[0] + k), y = ISA(doubles_at)(e->own[1] + k);
+        const ISA(Doubles) plain = ISA(magnitude)(x - y);
+        const ISA(Words) finite = (ISA(Words))(plain < infinite);
+        const ISA(Words) same = (ISA(Words))(x == y) | ((ISA(Words))(x != x) & (ISA(Words))(y != y));
+        const ISA(Doubles) difference =
+            (ISA(Doubles))((ISA(Words))ISA(masked)(plain, finite) | (ISA(Words))ISA(masked)(infinite, ~finite & ~same));
+        ISA(Doubles) size = ISA(greater)(ISA(magnitude)(ISA(doubles_at)(e->value[0] + k)), zero);
+        size = ISA(greater)(ISA(magnitude)(ISA(doubles_at)(e->value[1] + k)), size);
+        ISA(Doubles) was = zero;
+        if (has_old) {
+            const ISA(Doubles) old0 = ISA(doubles_at)(e->old[0] + k), old1 = ISA(doubles_at)(e->old[1] + k);
+            size = ISA(greater)(ISA(magnitude)(old0), size);
+            size = ISA(greater)(ISA(magnitude)(old1), size);
+            was = ISA(magnitude)(old0 - old1);
+        }
+        const ISA(Doubles) scale = ISA(greater)(ISA(masked)(size, (ISA(Words))(size < infinite)) + rms, tiny);
+        /* no unit: an infinite difference is an infinite error */
+        const ISA(Doubles) unit = ISA(masked)(eps * scale, finite);
+        const ISA(Doubles) raw = ISA(ratio)(difference, unit);
+        ISA(Doubles) net = tolerant ? ISA(ratio)(difference - (atol + rtol * scale), unit) : raw, step = raw;
+        if (is_state) {
+            ISA(Doubles) brought = ISA(ratio)(was, eps * scale);
+            brought = ISA(masked)(brought, (ISA(Words))(brought < infinite));
+            net = ISA(greater)(net - brought, zero);
+            step = ISA(greater)(raw - brought, zero);
+        }
+        memcpy(e->raw + k, &raw, sizeof raw);
+        most_raw = ISA(greater)(raw, most_raw);
+        most_net = ISA(greater)(net, most_net);
+        most_step = ISA(greater)(step, most_step);
+        gap = ISA(greater)(difference, gap);
+    }
+    e->most_raw = ISA(largest)(most_raw);
+    e->most_net = ISA(largest)(most_net);
+    e->most_step = ISA(largest)(most_step);
+    e->gap = ISA(largest)(gap);
+}
+
+static TARGET void ISA(apart)(Elements *e, size_t n)
+{
+    if (e->is_state || e->tolerant)
+        ISA(apart_as)(e, n, e->old[0] != NULL, e->is_state, e->tolerant);
+    else if (e->old[0])
+        ISA(apart_as)(e, n, 1, 0, 0);
+    else
+        ISA(apart_as)(e, n, 0, 0, 0);
+}
+
+/* Whether an element may have a larger error than `most`, as far as can be told without dividing: 0 is certain. Elements
+ * that are not finite count as larger. Tells the largest difference where it returns 0. */
+static inline __attribute__((always_inline)) TARGET int ISA(beyond_as)(Elements *e, size_t n, double most, int single,
+                                                                       int has_scale)
+{
+    const ISA(Doubles) zero = {0}, infinite = zero + INFINITY, least = zero + 0x1p-1074;
+    const ISA(Doubles) rms = zero + e->limits[RMS], eps = zero + e->limits[EPS], tiny = zero + e->limits[TINY];
+    const ISA(Doubles) bound = zero + most * (1 - 0x1p-50); /* room for the rounding of the product and the quotient */
+    ISA(Words) within = ~(ISA(Words)){0};
+    ISA(Doubles) gap = zero;
+    const float *one = e->single[0], *other = e->single[1];
+    for (size_t k = 0; k < n; k += W) {
+        const ISA(Doubles) x = single ? ISA(doubles32)((const char *)(one + k)) : ISA(doubles_at)(e->own[0] + k);
+        const ISA(Doubles) y = single ? ISA(doubles32)((const char *)(other + k)) : ISA(doubles_at)(e->own[1] + k);
+        const ISA(Doubles) difference = ISA(magnitude)(x - y);
+        ISA(Doubles) size;
+        if (has_scale) {
+            size = ISA(greater)(ISA(magnitude)(ISA(doubles_at)(e->value[0] + k)), zero);
+            size = ISA(greater)(ISA(magnitude)(ISA(doubles_at)(e->value[1] + k)), size);
+            size = ISA(greater)(ISA(magnitude)(ISA(doubles_at)(e->old[0] + k)), size);
+            size = ISA(greater)(ISA(magnitude)(ISA(doubles_at)(e->old[1] + k)), size);
+            size = ISA(masked)(size, (ISA(Words))(size < infinite));
+        } else {
+            size = ISA(greater)(ISA(magnitude)(x), ISA(magnitude)(y));
+        }
+        const ISA(Doubles) unit = eps * ISA(greater)(size + rms, tiny);
+        within &= (ISA(Words))(difference < ISA(greater)(bound * unit, least));
+        gap = ISA(greater)(difference, gap);
+    }
+    e->gap = ISA(largest)(gap);
+    int beyond = 0;
+    for (int l = 0; l < W; l++)
+        beyond |= !within[l];
+    return beyond;
+}
+
+static TARGET int ISA(beyond)(Elements *e, size_t n, double most)
+{
+    if (e->single[0])
+        return ISA(beyond_as)(e, n, most, 1, 0);
+    return e->old[0] ? ISA(beyond_as)(e, n, most, 0, 1) : ISA(beyond_as)(e, n, most, 0, 0);
+}
+
 static const Loops ISA(loops) = {
-    ISA(hash8),        ISA(hash16),       ISA(hash32),      ISA(hash64),     ISA(range32), ISA(range64), ISA(sums32),
-    ISA(sums64),       ISA(difference32), ISA(difference64), ISA(widen_brain), ISA(widen_half),
+    ISA(hash8),        ISA(hash16),       ISA(hash32),       ISA(hash64),      ISA(range32),     ISA(range64),
+    ISA(sums32),       ISA(sums64),       ISA(difference32), ISA(difference64), ISA(widen_brain), ISA(widen_half),
+    ISA(widen_single), ISA(unlike8),      ISA(unlike16),     ISA(unlike32),    ISA(unlike64),    ISA(beyond),
+    ISA(apart),
 };
 
 #undef VECTOR
 #undef DEFINE_LOAD
 #undef DEFINE_HASH
 #undef DEFINE_SUMS
+#undef DEFINE_UNLIKE

@@ -65,8 +65,21 @@ typedef struct {
     int64_t sizes[MAX_DIMS], strides[MAX_DIMS];
 } Layout;
 
+/* Some elements of two tensors and what tells their scale, as doubles; n is a multiple of LANES, what was added is zero.
+ * What is not there is NULL. */
+enum { RMS, EPS, TINY, ATOL, RTOL, N_SCALES };
+typedef struct {
+    const float *single[2]; /* the elements as they are, where nothing else is asked for */
+    const double *own[2], *value[2], *old[2];
+    double limits[N_SCALES];
+    int is_state, tolerant;
+    double raw[CHUNK]; /* written: errors in eps of their scale */
+    double most_raw, most_net, most_step, gap;
+} Elements;
+
 typedef uint16_t uint16_t_any __attribute__((aligned(1), may_alias));
 typedef uint32_t uint32_t_any __attribute__((aligned(1), may_alias));
+typedef uint64_t uint64_t_any __attribute__((aligned(1), may_alias));
 typedef float float_any __attribute__((aligned(1), may_alias));
 typedef double double_any __attribute__((aligned(1), may_alias));
 
@@ -83,6 +96,13 @@ typedef struct {
     void (*difference64)(const double_any *, const double_any *, double *, size_t);
     void (*widen_brain)(const uint16_t_any *, uint32_t *, size_t);
     void (*widen_half)(const uint16_t_any *, uint32_t *, size_t);
+    void (*widen_single)(const void *, double *, size_t);
+    size_t (*unlike8)(const void *, const void *, size_t);
+    size_t (*unlike16)(const void *, const void *, size_t);
+    size_t (*unlike32)(const void *, const void *, size_t);
+    size_t (*unlike64)(const void *, const void *, size_t);
+    int (*beyond)(Elements *, size_t, double);
+    void (*apart)(Elements *, size_t);
 } Loops;
 
 static inline uint64_t mix(uint64_t z)

@@ -18,7 +18,7 @@ from optrace.trace.merge import Merger
 from optrace.trace.reader import Trace
 from optrace.trace.schema import arrow_schema
 from optrace.trace.select import Selection
-from optrace.trace.whole import check_step, value_from_row, value_in_files
+from optrace.trace.whole import check_step, value_from_row
 
 if TYPE_CHECKING:
     from optrace.trace.replicas import Drift
@@ -189,13 +189,18 @@ class LogicalTrace(Trace):
         TraceError when it was not stored, naming the recording that would have it.
         """
         check_step(self, step, optimizer)
+        found = self.value_in_files(step, param, quantity, optimizer)
+        return value_from_row(self, step, param, quantity, optimizer) if found is None else found
+
+    def value_in_files(self, step: int, param: str, quantity: str, optimizer: int) -> npt.NDArray[Any] | None:
+        """The same where the ranks stored it whole; None where one of its blocks is in no values file."""
         split = self.blocks.split(optimizer, param, quantity)
         result = None
         for number, ranks in enumerate(split.holders):
-            stored = (value_in_files(self.members[rank], step, param, quantity, optimizer) for rank in ranks)
+            stored = (self.members[rank].value_in_files(step, param, quantity, optimizer) for rank in ranks)
             one = next((value for value in stored if value is not None), None)
             if one is None or not split.count:
-                return value_from_row(self, step, param, quantity, optimizer)
+                return None
             if not split.blocks:
                 return one
             result = _put(result, one, split.blocks[number])
@@ -207,6 +212,13 @@ class LogicalTrace(Trace):
             result = result.reshape(shape)
         result.flags.writeable = False
         return result
+
+    def bits_in_files(
+        self, step: int, param: str, quantity: str, optimizer: int
+    ) -> tuple[str, npt.NDArray[Any]] | None:
+        """The same with the name of its dtype: bf16 and float8 are widened before they are put together."""
+        found = self.value_in_files(step, param, quantity, optimizer)
+        return None if found is None else (found.dtype.name, found)
 
     def stored(
         self, name: str, selection: Selection, columns: Sequence[str] | None, after: Mapping[int, int] | None = None

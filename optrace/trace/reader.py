@@ -245,6 +245,18 @@ class Trace:
 
         return stored_value(self, step, param, quantity, optimizer)
 
+    def value_in_files(self, step: int, param: str, quantity: str, optimizer: int) -> npt.NDArray[Any] | None:
+        """The same where a values file has it (for a shard this rank's own block); None where none has."""
+        key = f"{optimizer}/{quantity}/{param}"
+        return next((file.read(key) for file in self.values_at(step) if key in file), None)
+
+    def bits_in_files(
+        self, step: int, param: str, quantity: str, optimizer: int
+    ) -> tuple[str, npt.NDArray[Any]] | None:
+        """The same with torch's name of its dtype and nothing widened: bf16 and float8 as their bits."""
+        key = f"{optimizer}/{quantity}/{param}"
+        return next(((file.dtype(key), file.raw(key)) for file in self.values_at(step) if key in file), None)
+
     def values_at(self, step: int) -> list[ValuesFile]:
         """The files of whole tensors of a step; those of the last few steps that were asked for stay open."""
         from optrace.trace.values import ValuesFile

@@ -33,7 +33,7 @@ def values_files(rank: Path) -> dict[int, list[Path]]:
 def stored_value(trace: Trace, step: int, param: str, quantity: str, optimizer: int) -> npt.NDArray[Any]:
     """What `Trace.value` returns; TraceError when it was not stored."""
     check_step(trace, step, optimizer)
-    found = value_in_files(trace, step, param, quantity, optimizer)
+    found = trace.value_in_files(step, param, quantity, optimizer)
     return value_from_row(trace, step, param, quantity, optimizer) if found is None else found
 
 
@@ -42,15 +42,6 @@ def check_step(trace: Trace, step: int, optimizer: int) -> None:
     last = trace.last_step(optimizer)
     if not 0 <= step <= last:
         raise TraceError(f"optimizer {optimizer} of {trace.path} has finished steps 0 to {last}, not {step}")
-
-
-def value_in_files(trace: Trace, step: int, param: str, quantity: str, optimizer: int) -> npt.NDArray[Any] | None:
-    """The tensor from the values files of one rank, for a shard the rank's own block; None when it is not there."""
-    key = f"{optimizer}/{quantity}/{param}"
-    for file in trace.values_at(step):
-        if key in file:
-            return file.read(key)
-    return None
 
 
 def value_from_row(trace: Trace, step: int, param: str, quantity: str, optimizer: int) -> npt.NDArray[Any]:

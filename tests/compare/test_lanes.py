@@ -9,6 +9,7 @@ import pytest
 import torch
 from hand_made import ENVIRONMENT, TorchHand, adamw, sgd
 
+import optrace
 from optrace.compare.run import diff
 from optrace.trace.fingerprint import sample_indices
 
@@ -193,6 +194,31 @@ def test_state_that_only_whole_values_tell_apart(runs):
     whole = diff(runs("c", steps=3, values=True), runs("d", values=True, **other))
     assert not whole.same and whole.n_unproven == 0
     assert (whole.first.step, whole.first.quantity, whole.first.evidence) == (3, "state.momentum_buffer", "values")
+    assert whole.first.index in ((0, 4), (1, 0)), "the worst element, not one of the sample"
+    assert whole.first.a != whole.first.b
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
+def test_recorded_whole_values_of_every_dtype_are_compared(tmp_path, dtype):
+    def record(name, swapped=False, threads=1):
+        torch.manual_seed(1)
+        param = torch.nn.Parameter(torch.randn(100, dtype=dtype))
+        optimizer = torch.optim.SGD([param], lr=0.1, momentum=0.9)
+        torch.set_num_threads(threads)
+        with optrace.record(tmp_path / name, values="full", quiet=True):
+            for step in range(3):
+                param.grad = torch.randn(100, dtype=dtype)
+                if swapped and step == 2:
+                    param.grad[[4, 5]] = param.grad[[5, 4]]
+                optimizer.step()
+        torch.set_num_threads(1)
+        return tmp_path / name
+
+    a = record("a")
+    assert diff(a, record("b", threads=2)).same
+    first = diff(a, record("c", swapped=True, threads=2)).first
+    assert (first.step, first.evidence) == (3, "values")
+    assert dtype.is_complex or first.index in ((4,), (5,))
 
 
 def test_statistics_prove_a_difference_without_samples(runs):
