@@ -11,7 +11,7 @@ from pathlib import Path
 SUBJECTS = {
     "record": "a recorded step against a bare one and against other ways to write such statistics down",
     "hooks": "the hooks alone, in CPU time of one thread: also for a busy machine",
-    "diff": "two traces compared, against a pandas merge of the same columns; the command on small runs",
+    "diff": "two traces compared, against a pandas merge; the command on small runs; whole tensors",
     "read": "a long run: cost per step, files, opening it, the history of one parameter",
     "memory": "peak memory of a recorded training beyond a bare one",
     "explain": "finding a cause, replaying, rebuilding",
@@ -20,7 +20,7 @@ SUBJECTS = {
 
 
 def main() -> int:
-    """Run one benchmark; 0, or 1 when a figure misses its goal."""
+    """Run one benchmark; 0, 1 when a figure misses its goal, or 2 when there is no such case."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, text in SUBJECTS.items():
@@ -31,8 +31,13 @@ def main() -> int:
         sub.add_argument("--json", type=Path, help="write the figures to this file")
         sub.add_argument("--markdown", type=Path, help="write the tables to this file as well")
     options = parser.parse_args()
-    only = tuple(options.only.split(",")) if options.only else ()
     module = importlib.import_module(f"benchmarks.{options.subject}")
+    known = module.cases()
+    only, unknown = _named(options.only or "", known)
+    if unknown:
+        listed = f"it has {'; '.join(known)}" if known else "it is measured as a whole"
+        print(f"scripts/bench {options.subject} has no case {unknown!r} for --only; {listed}", file=sys.stderr)
+        return 2
     report = module.run(quick=options.quick, rounds=options.rounds, only=only)
     text = report.markdown()
     print(text)
@@ -41,6 +46,20 @@ def main() -> int:
     if options.markdown:
         options.markdown.write_text(text + "\n")
     return 1 if report.missed else 0
+
+
+def _named(text: str, known: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The known cases in a list with commas (names may have some of their own), and the first word that is none."""
+    words = text.split(",") if text else []
+    found: list[str] = []
+    while words:
+        ends = (end for end in range(len(words), 0, -1) if ",".join(words[:end]).strip() in known)
+        end = next(ends, None)
+        if end is None:
+            return tuple(found), words[0].strip() or text
+        found.append(",".join(words[:end]).strip())
+        words = words[end:]
+    return tuple(found), ""
 
 
 if __name__ == "__main__":

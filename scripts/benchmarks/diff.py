@@ -1,4 +1,4 @@
-"""Comparing two traces of which every row differs, against a pandas merge of the same columns; and two small runs."""
+"""Comparing two traces of which every row differs, against a pandas merge; two small runs; whole tensors."""
 
 from __future__ import annotations
 
@@ -119,12 +119,17 @@ def _small(folder: Path, rounds: int, report: Report) -> None:
     report.rows.append(Row("two runs of 200 steps", "optrace diff", cells, {"ratio": ratio.__dict__}, "<= 1.5", met))
 
 
+def cases() -> tuple[str, ...]:
+    """What `--only` may name."""
+    return "small", "large", "whole"
+
+
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
-    """Measure; quick takes a tenth of the rows. Cases: small, large."""
+    """Measure; quick takes a tenth of the rows."""
     report = Report(
         "diff",
-        "Two sealed traces in which every fingerprint, statistic and sample differs. Each measurement is a process of"
-        " its own; memory is what it takes beyond its imports.",
+        "Two sealed traces in which every fingerprint, statistic and sample differs: each measurement is a process of"
+        " its own; memory is what it takes beyond its imports. Whole tensors: in turns in one process, in memory.",
     )
     assert optrace.__version__
     with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
@@ -133,4 +138,8 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
         if not only or "large" in only:
             sizes = (200_000, 400_000) if quick else (2_000_000, 20_000_000)
             _sizes(Path(folder), rounds or (1 if quick else 3), sizes, report)
+    if not only or "whole" in only:
+        from benchmarks.whole import compare_whole
+
+        compare_whole(quick, rounds or (3 if quick else 7), report)
     return report

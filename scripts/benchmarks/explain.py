@@ -16,6 +16,11 @@ from benchmarks.figures import Report, Row, spread
 _EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "two_layers.py"
 
 
+def cases() -> tuple[str, ...]:
+    """What `--only` may name."""
+    return "diff", "replay", "identify", "value", "faults"
+
+
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     """Measure on runs of 200 steps; not quick: of 1,000 steps."""
     steps = 200 if quick else 1000
@@ -29,16 +34,18 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
             script = [str(_EXAMPLE), "torch" if name == "grads" else name, "--steps", str(steps)]
             command = [sys.executable, "-m", "optrace", "record", "-q", "--values", values, "-o", paths[name], *script]
             subprocess.run(command, check=True, capture_output=True)
-        jobs: dict[str, Callable[[], Any]] = {
-            "optrace.diff with causes": lambda: optrace.diff(paths["torch"], paths["mine"]),
-            "optrace.replay": lambda: optrace.replay(paths["torch"]),
-            "optrace.identify": lambda: optrace.identify(paths["torch"]),
-            f"optrace.value at step {steps // 2 + 1}": lambda: optrace.value(
-                paths["grads"], steps // 2 + 1, "first.weight", "state.momentum_buffer"
+        at = steps // 2 + 1
+        jobs: dict[str, tuple[str, Callable[[], Any]]] = {
+            "diff": ("optrace.diff with causes", lambda: optrace.diff(paths["torch"], paths["mine"])),
+            "replay": ("optrace.replay", lambda: optrace.replay(paths["torch"])),
+            "identify": ("optrace.identify", lambda: optrace.identify(paths["torch"])),
+            "value": (
+                f"optrace.value at step {at}",
+                lambda: optrace.value(paths["grads"], at, "first.weight", "state.momentum_buffer"),
             ),
         }
-        for name, job in jobs.items():
-            if only and not any(word in name for word in only):
+        for case, (name, job) in jobs.items():
+            if only and case not in only:
                 continue
             job()
             times = []

@@ -81,6 +81,11 @@ def _case(name: str, count: int, report: Report) -> None:
         report.rows.append(Row(name, way, cells, numbers, "" if goal is None else f"<= {goal}", met))
 
 
+def cases() -> tuple[str, ...]:
+    """What `--only` may name: the trainings."""
+    return tuple(TRAININGS)
+
+
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     """Measure; quick leaves out the big models. `rounds` is the number of steps, of all but the two-layer model."""
     import torch

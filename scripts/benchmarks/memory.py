@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 from benchmarks.figures import Report, Row, spread
+from benchmarks.training import TRAININGS
 
 _TRAIN = """
 import json, resource, sys, contextlib
@@ -32,6 +33,11 @@ def _peak(case: str, folder: str, values: str) -> tuple[float, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, params = json.loads(done.stdout.splitlines()[-1])
     return peak, params
+
+
+def cases() -> tuple[str, ...]:
+    """What `--only` may name: the trainings."""
+    return tuple(TRAININGS)
 
 
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:

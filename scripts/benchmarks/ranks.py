@@ -93,8 +93,13 @@ print(json.dumps([seconds, peak, report.extent.rows, report.same]))
 """
 
 
+def cases() -> tuple[str, ...]:
+    """What `--only` may name: the sizes."""
+    return "small", "large"
+
+
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
-    """Measure runs of 2 and 20 million rows on 64 ranks; quick: a tenth of the rows on 16. Cases: small, large."""
+    """Measure runs of 2 and 20 million rows on 64 ranks; quick: a tenth of the rows on 16."""
     ranks = 16 if quick else RANKS
     report = Report(
         "ranks",

@@ -28,6 +28,11 @@ print(json.dumps([opened, perf_counter() - start, steps, len(rows)]))
 """
 
 
+def cases() -> tuple[str, ...]:
+    """What `--only` may name: nothing, all is read from one run."""
+    return ()
+
+
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     """Measure 100,000 steps of the two-layer regression; quick: 10,000."""
     count = 10_000 if quick else 100_000

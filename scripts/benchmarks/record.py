@@ -149,6 +149,11 @@ def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> No
         report.rows.append(Row(name, way, cells, numbers, text, met))
 
 
+def cases() -> tuple[str, ...]:
+    """What `--only` may name: the trainings, and the ways to record them."""
+    return (*TRAININGS, *(ON_CUDA if torch.cuda.is_available() else ()), *_ways())
+
+
 def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     """Measure; quick leaves out the big models and takes fewer turns."""
     report = Report(
@@ -156,9 +161,12 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
         "Time of a training step, forward to scheduler, over that of a bare one; turns of both alternate in one process"
         " and the trace is written to disk. Median of the turns (quartiles).",
     )
-    names = only or (("two-layer", "gpt-3m") if quick else ("two-layer", "cnn-11m", "gpt-29m", "gpt-124m"))
-    if not only and torch.cuda.is_available():
+    names = ("two-layer", "gpt-3m") if quick else ("two-layer", "cnn-11m", "gpt-29m", "gpt-124m")
+    if torch.cuda.is_available():
         names = (*names, *ON_CUDA)
-    for name in names:
-        _case(name, _ways(), rounds or (5 if quick else 9), report)
+    ways = _ways()
+    known = (*TRAININGS, *ON_CUDA)
+    chosen = {way: around for way, around in ways.items() if way in only} or ways
+    for name in [name for name in only if name in known] or names:
+        _case(name, chosen, rounds or (5 if quick else 9), report)
     return report
