@@ -48,6 +48,23 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The subcommand that the arguments name; UsageError, with those of a similar name, where there is none."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            from difflib import get_close_matches
+
+            names = self.list_commands(ctx)
+            near = get_close_matches(name, names, n=1) or [known for known in names if known.startswith(name)][:1]
+            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            script = os.path.isfile(name)
+            raise click.UsageError(
+                f"there is no command {name!r}; " + (f"to record it: optrace record {name}" if script else advice), ctx
+            )
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands for `--help` without importing any."""
         with formatter.section("Commands"):

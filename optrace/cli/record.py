@@ -96,6 +96,8 @@ def command(
     """
     if output == "":
         raise RecordError("-o is empty; name a folder, like -o run_a")
+    if quantities is not None and not parse_names(quantities):
+        raise RecordError("--quantities is empty; name some, like param,grad")
     settings = Settings(
         output=output,
         values=values,

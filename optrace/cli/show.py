@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,9 +45,11 @@ def command(
     """
     from optrace.compare.source import open_source
 
-    if table is None and run in TABLES:
-        run, table = None, run
+    if run in TABLES and table not in TABLES:
+        run, table = table, run
     if table is not None and table not in TABLES:
+        if Path(table).is_dir():
+            raise click.UsageError(f"show reads one run; to compare the two: optrace diff {run} {table}")
         raise click.UsageError(f"there is no table {table!r}; choose one of {', '.join(TABLES)}")
     if table is None and (follow or step or param or form != "table") and not verify:
         if not follow:
@@ -55,6 +58,8 @@ def command(
     source = open_source(run or "latest")
     if not source.recorded:
         raise TraceError(f"{source.spec} is no recorded run; show reads runs")
+    if not verify and not follow and source.steps != (None, None):
+        _refuse_missing_step(source, source.spec.rpartition("@")[2], *source.steps)
     if verify:
         return _verify(source)
     if table is None:

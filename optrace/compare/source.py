@@ -147,11 +147,23 @@ def _split(text: str) -> tuple[str, list[str]]:
 def _open(base: str) -> tuple[TraceLike, Path | None]:
     path = Path(base)
     if base.startswith("golden:") or path.is_file():
+        _refuse_other_files(path)
         return _other_kinds()(base), None if base.startswith("golden:") else path
     from optrace.trace.reader import open_trace
 
     trace = open_trace(base)
     return cast(TraceLike, trace), Path(trace.path)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """TraceError for files that people name where the run is meant: a part of it, or the program."""
+    if path.suffix in (".json", ".parquet", ".arrows"):
+        for folder in path.parents[:2]:
+            if (folder / "trace.json").is_file():
+                raise TraceError(f"{path} is a file of a run; name the run's folder, {folder}")
+    if path.suffix in (".py", ".sh", ".ipynb"):
+        advice = f"record it first: optrace record {path}" if path.suffix == ".py" else "name what it recorded"
+        raise TraceError(f"{path} is a program, not a run; {advice}")
 
 
 def _other_kinds() -> Callable[[str], TraceLike]:

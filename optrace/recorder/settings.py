@@ -56,6 +56,8 @@ class Settings:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise RecordError(f"--{name.replace('_', '-')} is {number}; it counts steps from 1")
+        if not all(pattern.strip() for pattern in self.params):
+            raise RecordError("--params is empty; give a name or a glob, like '*.weight'")
         for pattern in self.quantities:
             if not _may_match(pattern):
                 raise RecordError(

@@ -32,12 +32,23 @@ def find_run(path: Path) -> Path:
             raise TraceError(f"{path} is a file; a trace is a folder with a trace.json")
         if not (path / "trace.json").exists():
             whole = path.resolve()
-            if RANK_NAME.fullmatch(whole.name) and (whole.parent / "trace.json").exists():
-                raise TraceError(f"{path} is one rank of a trace; open {whole.parent} and take .rank(n)")
-            raise TraceError(f"{path} is no trace: it has no trace.json")
+            match = RANK_NAME.fullmatch(whole.name)
+            if match and (whole.parent / "trace.json").exists():
+                one = f"{path.parent}@rank={int(match[1])}" + (f"@restart={match[2]}" if match[2] else "")
+                raise TraceError(f"{path} is one rank of a run; name the run, {path.parent}, or {one}")
+            raise TraceError(f"{path} is no trace: it has no trace.json{_runs_inside(path)}")
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a NUL
         raise TraceError(f"cannot read {str(path)!r}: {error}") from None
     return path
+
+
+def _runs_inside(folder: Path) -> str:
+    """What to name instead of a folder that holds runs; empty where it holds none."""
+    runs = sorted(file.parent for file in folder.glob("*/trace.json") if not file.parent.is_symlink())
+    if not runs:
+        return ""
+    newest = max(runs, key=lambda run: (run / "trace.json").stat().st_mtime)
+    return f"; it holds {len(runs)} runs, the newest is {newest}" if len(runs) > 1 else f"; it holds the run {newest}"
 
 
 def read_run_info(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from optrace.views.tables import Table, printable, render
 
 _PARAMS_SHOWN = 12
 _GROUPS_SHOWN = 8
+_OPTIMIZERS_SHOWN = 8
 
 
 def overview(source: Source, color: bool = False) -> str:
@@ -30,8 +31,10 @@ def overview(source: Source, color: bool = False) -> str:
     """
     style = Style(color)
     lines = [style.strong(printable(source.name)), *_facts(source, style)]
-    for index in source.optimizers:
+    shown = source.optimizers[: _OPTIMIZERS_SHOWN if len(source.optimizers) > _OPTIMIZERS_SHOWN + 1 else None]
+    for index in shown:
         lines += ["", *_optimizer(source, index, style)]
+    lines += _further(source, source.optimizers[len(shown) :])
     lines += ["", *_params(source, style)]
     problems = list(source.trace.problems)
     if problems:
@@ -119,6 +122,17 @@ def _optimizer(source: Source, index: int, style: Style) -> Iterator[str]:
         words.append(f"{np.median(seconds) * 1e3:.3g} ms a step")
     yield style.strong(", ".join(words))
     yield from (f"  {line}" for line in _groups(source, index, style))
+
+
+def _further(source: Source, indices: Sequence[int]) -> list[str]:
+    """One line about the optimizers that have no room: how many of which class, and how to see one."""
+    if not indices:
+        return []
+    classes = dict(source.trace.optimizers)
+    counts = Counter(classes.get(index, "") for index in indices).most_common()
+    listed = ", ".join(f"{count:,} {name}" for name, count in counts)
+    spec = shlex.quote(f"{source.spec}@{indices[0]}")
+    return ["", f"{len(indices):,} more optimizers ({printable(listed)}): optrace show {spec}, and so on"]
 
 
 def _loss(value: float) -> str:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import optrace
+from optrace.cli.main import main
 
 HEAVY = ("torch", "pandas", "pyarrow", "numpy", "rich")
 
@@ -103,6 +104,23 @@ def test_what_cannot_be_understood_exits_2(args):
     done = optrace_command(*args)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("recrod", "there is no command 'recrod'; did you mean record?"),
+        ("ident", "there is no command 'ident'; did you mean identify?"),
+        ("train.py", "there is no command 'train.py'; to record it: optrace record train.py"),
+        ("zzz", "there is no command 'zzz'; there are record, show, diff,"),
+    ],
+)
+def test_a_mistyped_command_is_told_the_right_one(tmp_path, monkeypatch, capsys, name, words):
+    (tmp_path / "train.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([name])
+    assert end.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_a_bug_of_ours_is_one_line_and_exits_2_and_shows_its_traceback_when_asked(boom):

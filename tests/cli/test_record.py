@@ -69,6 +69,8 @@ def test_options_become_settings_and_the_arguments_stay(record, tmp_path, option
         (["--quantities", "grads"], "--quantities 'grads' matches no quantity"),
         (["--quantities", "param,momentum_buffer"], "'momentum_buffer' matches no quantity"),
         (["--quantities", "x*"], "'x*' matches no quantity"),
+        (["--quantities", " ,"], "--quantities is empty"),
+        (["--params", "fc*", "--params", ""], "--params is empty"),
         (["--values", "all"], "'all' is not one of"),
         (["--every", "x"], "'x' is not a valid integer"),
         (["-o", ""], "-o is empty"),
@@ -106,6 +108,15 @@ def test_a_command_without_its_dashes_gets_a_hint_and_pythons_own_error(record):
     hint, error = done.stderr.splitlines()[1:]
     assert hint == "optrace: there is no script sh; to run the command: optrace record -- sh ..."
     assert "can't open file" in error and done.returncode == 2
+
+
+def test_a_shell_script_gets_a_hint_and_pythons_own_error(record, tmp_path):
+    (tmp_path / "run.sh").write_text("python train.py\n")
+    done = record("run.sh")
+    assert done.stderr.splitlines()[1] == (
+        "optrace: run.sh is run by Python; to run a shell script: optrace record -- bash run.sh ..."
+    )
+    assert "SyntaxError" in done.stderr and done.returncode == 1
 
 
 def test_a_run_that_is_there_is_refused_before_the_program_starts(record, tmp_path):

@@ -28,6 +28,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "a", sgd())
     train(folder / "other", sgd(lr=0.06), steps=3)
+    (folder / "train.py").write_text("print(1)\n")
     (folder / "optrace-runs").mkdir()
     (folder / "optrace-runs" / "latest").symlink_to(folder / "other")
     return folder
@@ -50,7 +51,7 @@ def test_step_and_param_select(place):
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert {(row["step"], row["param"]) for row in rows} == {("3", "0.weight"), ("3", "0.bias")}
     assert {row["quantity"] for row in rows} == {"grad", "update", "param", "state.momentum_buffer"}
-    done = optrace("show", "a", "steps", "--step", "2:4", "--format", "json", cwd=place)
+    done = optrace("show", "steps", "a", "--step", "2:4", "--format", "json", cwd=place)  # either order
     assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [2, 3, 4]
     done = optrace("show", "a@6:", "steps", "--format", "json", cwd=place)
     assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [6, 7, 8]
@@ -75,6 +76,11 @@ def test_every_table_is_shown(place, table):
         (["a", "tensor"], "there is no table 'tensor'"),
         (["a@3", "steps"], "no optimizer 3"),
         (["a", "--step", "3"], "name the table"),
+        (["a@90:95"], "a@90:95 has no step 90:95; its last is 8"),
+        (["a", "other"], "show reads one run; to compare the two: optrace diff a other"),
+        (["a/trace.json"], "a/trace.json is a file of a run; name the run's folder, a"),
+        (["a/rank=00000/rank.json"], "a/rank=00000/rank.json is a file of a run; name the run's folder, a"),
+        (["train.py"], "train.py is a program, not a run; record it first: optrace record train.py"),
     ],
 )
 def test_trouble_is_a_sentence_and_exit_2(place, args, words):

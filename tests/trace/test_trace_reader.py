@@ -267,7 +267,7 @@ def test_ranks_restarts_and_children(tmp_path):
     assert [path.name for path in trace.children] == ["child-2", "child-10"]
     with pytest.raises(TraceError, match=r"no rank 2; it has rank=00001, rank=00001.1, rank=00003"):
         trace.rank(2)
-    with pytest.raises(TraceError, match=r"one rank of a trace; open .*run and take .rank\(n\)"):
+    with pytest.raises(TraceError, match=r"one rank of a run; name the run, .*run, or .*run@rank=\d+"):
         open_trace(tmp_path / "run" / "rank=00001")
 
 
@@ -294,6 +294,17 @@ def test_latest_is_a_link_or_a_file_that_names_the_run(tmp_path, monkeypatch):
     (tmp_path / "optrace-runs" / "latest").write_text("b\n")
     assert open_trace("latest").last_step() == 2
     assert open_trace("optrace-runs/latest").last_step() == 2
+
+
+def test_the_folder_of_the_runs_is_refused_with_the_newest_of_them(tmp_path):
+    Story(tmp_path / "a").tell(1).writer.close()
+    with pytest.raises(TraceError, match=r"no trace.json; it holds the run \S*a$"):
+        open_trace(tmp_path)
+    Story(tmp_path / "b").tell(1).writer.close()
+    os.utime(tmp_path / "a" / "trace.json", (0, 0))
+    os.symlink("a", tmp_path / "latest")
+    with pytest.raises(TraceError, match=r"no trace.json; it holds 2 runs, the newest is \S*b$"):
+        open_trace(tmp_path)
 
 
 REFUSED = {

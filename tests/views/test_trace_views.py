@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hand_made import adamw
 
 import optrace
@@ -53,6 +54,20 @@ def test_overview_of_a_killed_run_says_so_and_lists_problems(tmp_path):
     hand.close()
     assert "not yet: it is running, or was killed" in text
     assert "0 steps" in text
+
+
+def test_overview_of_a_search_over_many_optimizers_stays_on_one_screen(tmp_path):
+    with optrace.record(tmp_path / "search", quiet=True):
+        for number in range(14):
+            kind = torch.optim.Adam if number % 3 else torch.optim.SGD
+            optimizer = kind([weight := torch.ones(2, requires_grad=True)], lr=0.1)
+            weight.sum().backward()
+            optimizer.step()
+    lines = overview(open_source(tmp_path / "search")).splitlines()
+    assert sum(line.startswith("optimizer ") for line in lines) == 8
+    further = next(line for line in lines if "more optimizers" in line)
+    assert further.startswith("6 more optimizers (4 Adam, 2 SGD): optrace show ") and "search@8" in further
+    assert "optimizer 13: Adam" in overview(open_source(f"{tmp_path / 'search'}@13"))
 
 
 def test_overview_of_an_error_quotes_it(runs):
