@@ -143,7 +143,7 @@ def claim(settings: Settings) -> Place:
     run = Path(output)
     try:
         place = _enter(run, process, settings.force)
-        if run.parent.name == RUNS and place.run == run:
+        if run.parent.name == RUNS and (place.run == run or not (run / ".job").exists()):
             _point_latest(run)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -94,6 +94,14 @@ def test_a_run_without_a_name_gets_a_dated_folder_and_latest_points_to_it(tmp_pa
     assert (tmp_path / "optrace-runs" / "latest").resolve() == (tmp_path / again[0]).resolve()
 
 
+def test_latest_points_to_a_run_of_which_only_children_train(tmp_path):
+    claim(tmp_path)
+    run = tmp_path / "optrace-runs" / "hogwild"
+    child, *_ = claim(tmp_path, **launched(str(run)))
+    assert child == "optrace-runs/hogwild/child-1"
+    assert (tmp_path / "optrace-runs" / "latest").resolve() == run
+
+
 def test_latest_is_a_text_file_where_links_are_not_allowed(tmp_path):
     (tmp_path / "optrace-runs" / "run_a").mkdir(parents=True)
     code = (
