@@ -568,6 +568,9 @@ class Session:
             return
         if not self.price.told:
             self._say_price()
+        if self.settings.params and not self.price.rows:
+            globs = " or ".join(self.settings.params)
+            say(f"no parameter is called {globs}: no tensor was recorded; a run without --params lists the names")
         steps = f"{self._last_step} steps are" if self._last_step != 1 else "1 step is"
         shown = place.shown(self._place.run)
         say(f"{steps} in {shown}; see them with: optrace show {shown}")

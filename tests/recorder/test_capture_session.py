@@ -330,6 +330,15 @@ def test_lines_say_where_what_it_costs_and_what_next(tmp_path: Path, capsys: Any
     assert following == "optrace: 6 steps are in run; see them with: optrace show run"
 
 
+def test_globs_that_fit_no_parameter_are_told_of(tmp_path: Path, capsys: Any) -> None:
+    with optrace.record(tmp_path / "run", params="nothing*"):
+        sgd()
+    assert "no parameter is called nothing*: no tensor was recorded; " in capsys.readouterr().err
+    with optrace.record(tmp_path / "other", params=["nothing*", "*weight"]):
+        sgd()
+    assert "no parameter is called" not in capsys.readouterr().err
+
+
 def test_user_events(tmp_path: Path) -> None:
     def train() -> None:
         sgd(2)
