@@ -12,6 +12,7 @@ def command(run: str) -> int:
 
     Exit status: 0 every optimizer was identified, 1 one is none of ours, 2 trouble.
     """
+    from optrace.cli.output import each_optimizer
     from optrace.compare.source import open_source
     from optrace.errors import TraceError
     from optrace.replayer.identify import identify
@@ -20,7 +21,10 @@ def command(run: str) -> int:
     source = open_source(run)
     if not isinstance(source.trace, Trace):
         raise TraceError(f"{run} is no recorded run")
-    found = [identify(source.trace, optimizer=index) for index in source.optimizers]
+    trace = source.trace
+    found, troubled = each_optimizer(source, lambda index: identify(trace, optimizer=index))
     for identity in found:
         click.echo(str(identity))
-    return 0 if all(identity.rule for identity in found) else 1
+    if not all(identity.rule for identity in found):
+        return 1
+    return 2 if troubled else 0

@@ -7,9 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
 
 from optrace.errors import OptraceError
 from optrace.views.style import wants_color
+
+if TYPE_CHECKING:
+    from optrace.compare.source import Source
+
+T = TypeVar("T")
 
 _PATIENCE = 1.0
 
@@ -35,6 +43,29 @@ def emit(text: str, output: Path | None, error: type[OptraceError]) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
+
+
+def each_optimizer(source: Source, judge: Callable[[int], T]) -> tuple[list[T], bool]:
+    """What `judge` makes of each optimizer of a run, by index, and whether one of them could not be judged.
+
+    Trouble with one of several is told on standard error and keeps nobody from judging the others.
+
+    Raises:
+        OptraceError: none of them could be judged.
+    """
+    classes = dict(source.trace.optimizers)
+    judged: list[T] = []
+    trouble: list[tuple[int, OptraceError]] = []
+    for index in source.optimizers:
+        try:
+            judged.append(judge(index))
+        except OptraceError as error:
+            trouble.append((index, error))
+    if trouble and not judged:
+        raise trouble[0][1]
+    for index, error in trouble:
+        click.echo(f"optrace: {source.name}@{index} ({classes[index]}): {error}", err=True)
+    return judged, bool(trouble)
 
 
 @contextmanager

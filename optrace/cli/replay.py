@@ -21,6 +21,7 @@ def command(run: str, rule: str | None, as_class: str | None, eps: float, form: 
     RUN may name an optimizer (RUN@1, RUN@SGD), a rank (RUN@rank=3) or a stretch of steps (RUN@500:600); without one all
     optimizers are replayed. Exit status: 0 every step follows the rule, 1 one does not, 2 trouble.
     """
+    from optrace.cli.output import each_optimizer
     from optrace.compare.source import open_source
     from optrace.errors import TraceError
     from optrace.replayer.run import replay
@@ -34,13 +35,16 @@ def command(run: str, rule: str | None, as_class: str | None, eps: float, form: 
         from optrace.goldens.candidate import load
 
         given = load(as_class)
-    reports = [
-        replay(source.trace, rule=rule, as_class=given, optimizer=index, steps=source.steps, tolerance=eps)
-        for index in source.optimizers
-    ]
+    trace = source.trace
+    reports, troubled = each_optimizer(
+        source,
+        lambda index: replay(trace, rule=rule, as_class=given, optimizer=index, steps=source.steps, tolerance=eps),
+    )
     if form == "json":
         click.echo(json.dumps([report.to_dict() for report in reports], allow_nan=False))
     else:
         for report in reports:
             click.echo(str(report))
-    return 0 if all(report.same for report in reports) else 1
+    if not all(report.same for report in reports):
+        return 1
+    return 2 if troubled else 0

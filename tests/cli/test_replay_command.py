@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import optrace
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -38,6 +41,21 @@ def test_a_stretch_and_an_optimizer_can_be_named_and_json_is_strict(folder):
     (report,) = json.loads(done.stdout)
     assert report["steps"] == [5, 9]
     assert report["same"] is True
+
+
+def test_an_optimizer_that_cannot_be_judged_keeps_nobody_from_judging_the_others(folder):
+    weights = [torch.ones(2, 2, requires_grad=True) for _ in range(2)]
+    optimizers = [torch.optim.Muon(weights[:1]), torch.optim.SGD(weights[1:], lr=0.1)]
+    with optrace.record(folder / "two", quiet=True):
+        for _ in range(4):
+            for weight, optimizer in zip(weights, optimizers, strict=True):
+                optimizer.zero_grad()
+                weight.square().sum().backward()
+                optimizer.step()
+    done = run("replay", "two", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("optrace: two@0 (Muon): muon mixes the elements")
+    assert done.stdout.startswith("two@1 (SGD) follows sgd in all 4 steps")
 
 
 def test_another_rule_is_refuted_with_status_1(folder):
