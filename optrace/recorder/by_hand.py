@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 
 import numpy as np
 import torch
 
 from optrace.recorder.jobs import measure_now
+from optrace.recorder.living import living
 from optrace.recorder.tensors import Unmeasurable, locate
 
 
@@ -17,7 +17,7 @@ class Parameters:
 
     def __init__(self) -> None:
         """Look at all that the garbage collector knows."""
-        found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and _is_leaf(thing)]
+        found = [thing for thing in living(torch.Tensor) if _is_leaf(thing)]
         self._references = [weakref.ref(tensor) for tensor in found]
         self._fingerprints = [_fingerprint(tensor) for tensor in found]
 

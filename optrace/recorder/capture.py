@@ -24,7 +24,7 @@ from optrace.recorder.plans import AfterPlan, BeforePlan, Label, Located, StateL
 from optrace.recorder.selection import Quantities
 from optrace.recorder.settings import Settings
 from optrace.recorder.shards import Piece, Shard
-from optrace.recorder.steady import OPTIONS, Steady
+from optrace.recorder.steady import DIFFERENT, OPTIONS, Steady
 from optrace.recorder.tensors import NOTHING, Found, Kind
 from optrace.trace.writer import TensorLayout
 
@@ -133,6 +133,8 @@ class Capture:
         self._running: _Running | None = None
         self._steady: Steady | None = None
         self._as_ever: _Running | None = None
+        self._same: Finished | None = None
+        """The last step that was as the one before it: the next one is measured into the same rows."""
         self._wait = self._patience = 1
         self._told: set[str] = set()
         self._pieces: dict[str, dict[str, Piece]] = {}
@@ -149,7 +151,7 @@ class Capture:
 
     def release(self) -> None:
         """Give memory back: the optimizer is gone."""
-        self._running = self._before = self._after = self._steady = self._as_ever = None
+        self._running = self._before = self._after = self._steady = self._as_ever = self._same = None
         self._copies.release()
 
     def params_table(self, optimizer_class: str) -> list[dict[str, Any]]:
@@ -204,9 +206,10 @@ class Capture:
             micro: the gradients after each backward since the last step, which become rows `grad_micro.<k>`.
         """
         if self._steady is not None:
-            if scale is None and not micro and self._again(optimizer, self._steady):
+            if scale is not None or micro:
+                self._no_longer()
+            elif self.again(optimizer):
                 return
-            self._no_longer()
         keep: list[Any] = []
         self._finder.scalars.clear()
         options: Options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
@@ -230,10 +233,17 @@ class Capture:
         keyframe = self._settings.values == "full" or (self._whole and step % whole.KEYFRAME == 0)
         self._running = _Running(params, located, options, gradients, extra, scale, keyframe, keep)
 
-    def _again(self, optimizer: Any, steady: Steady) -> bool:
-        """Measure with what is known from the step before; False where something has changed."""
-        found, running = steady.before(optimizer, torch.get_num_threads()), self._as_ever
-        if not found or running is None:
+    def again(self, optimizer: Any) -> bool:
+        """Measure what the rule is given with what is known from the step before.
+
+        False where something has changed, or where the step may be none (every lr is 0): then nothing has begun.
+        """
+        steady, running = self._steady, self._as_ever
+        if steady is None or running is None:
+            return False
+        found = steady.before(optimizer, torch.get_num_threads())
+        if found == DIFFERENT or steady.idle:
+            self._no_longer()
             return False
         if found == OPTIONS:
             options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
@@ -243,7 +253,7 @@ class Capture:
 
     def _no_longer(self) -> None:
         """Look for everything again, now that something has changed; what changes often is tried the later again."""
-        steady, self._steady, self._as_ever = self._steady, None, None
+        steady, self._steady, self._as_ever, self._same = self._steady, None, None, None
         held = 0
         if steady is not None:
             held = steady.steps
@@ -282,7 +292,10 @@ class Capture:
             raise RuntimeError("a step ended that had not begun")
         if running.steady and self._steady is not None and self._after is not None:
             if self._steady.after(optimizer, torch.get_num_threads()):
-                return Finished(running.groups, self._tensors(self._after, running.extra))
+                same = self._same
+                if same is None or same.groups is not running.groups or self._settings.values == "none":
+                    same = self._same = Finished(running.groups, self._tensors(self._after, running.extra))
+                return same
         if self._steady is not None:
             self._no_longer()
         running = self._found_again(optimizer, running)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -12,6 +13,8 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import torch
+
+from optrace.recorder.living import living
 
 _OWN_ROOMS = ("torch", "optrace")
 _WRAPPERS = {  # class name -> the path component under which it holds the module that the user wrote
@@ -33,6 +36,8 @@ class ParamNames:
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[Ref[torch.Tensor], Ref[torch.nn.Module], str]] = {}
+        self._lock = threading.Lock()
+        """Held while the last scan is read or made anew: two optimizers may make their first steps at once."""
 
     def name(
         self, optimizer: int, groups: Sequence[Mapping[str, Any]], taken: Mapping[int, str] | None = None
@@ -60,7 +65,8 @@ class ParamNames:
                     missing.append(param)
         if not missing:
             return names
-        from_modules = self._qualified(missing)
+        with self._lock:
+            from_modules = self._qualified(missing)
         rest = [param for param in missing if id(param) not in from_modules]
         from_variables = _variables(rest) if rest else {}
         for param in missing:
@@ -74,10 +80,12 @@ class ParamNames:
 
         From the last scan: models that were made later are not looked at.
         """
-        models = {id(self._found[id(param)][1]()) for param in params if self._known(param)}
+        with self._lock:
+            models = {id(self._found[id(param)][1]()) for param in params if self._known(param)}
+            found = list(self._found.items())
         known = {id(param) for param in (*params, *held)}
         names = []
-        for key, (reference, owner, name) in self._found.items():
+        for key, (reference, owner, name) in found:
             param, model = reference(), owner()
             if param is None or model is None or id(model) not in models or key in known:
                 continue
@@ -136,19 +144,10 @@ def _rank(found: tuple[torch.nn.Module, list[tuple[str, torch.Tensor]], set[int]
 
 def _live_modules() -> Iterator[torch.nn.Module]:
     """Every `nn.Module` that the garbage collector or a variable of the running program knows, once."""
-    kinds: dict[type, bool] = {}
     seen: set[int] = set()
-    module_class = torch.nn.Module
-    frozen = gc.get_freeze_count() > 0
-    for thing in chain(gc.get_objects(), _held_by_frames() if frozen else ()):
-        kind = type(thing)
-        wanted = kinds.get(kind)
-        if wanted is None:
-            try:
-                wanted = kinds[kind] = issubclass(kind, module_class)
-            except TypeError:
-                wanted = kinds[kind] = False
-        if wanted and id(thing) not in seen and "_modules" in thing.__dict__ and "_parameters" in thing.__dict__:
+    held = _held_by_frames() if gc.get_freeze_count() else ()
+    for thing in chain(living(torch.nn.Module), (one for one in held if issubclass(type(one), torch.nn.Module))):
+        if id(thing) not in seen and "_modules" in thing.__dict__ and "_parameters" in thing.__dict__:
             seen.add(id(thing))
             yield thing
 

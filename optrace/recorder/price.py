@@ -2,30 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
+from typing import NamedTuple
 
 STEPS = 3
-"""Steps after the first over which the price is taken."""
+"""Steps after the first over which the price is taken ..."""
+QUICK_STEPS, QUICK = 32, 0.25
+"""... or so many, unless they take longer than this together (seconds): the first steps make plans and layouts."""
+CACHES = 1e-4
+"""Seconds that a step loses at most to caches that the recorder has used: 1 MB read anew at 10 GB/s."""
+
+
+class Mark(NamedTuple):
+    """How far a recording had come when the first optimizer completed a step."""
+
+    now: float
+    """Seconds."""
+    hooks: float
+    """Seconds spent in the hooks of optimizers."""
+    aside: float
+    """Seconds spent in taking the price."""
+    rows: int
+    written: int
+    """Bytes."""
+    events: int
+    backwards: int
+
+
+class ObservedCall(NamedTuple):
+    """Seconds that it costs to observe one call that makes no backward, and one that does."""
+
+    plain: float
+    backward: float
+
+    def of(self, former: Mark, later: Mark) -> float:
+        """What observing took between two steps; the step itself is an event that nobody observed."""
+        backwards = later.backwards - former.backwards
+        return backwards * self.backward + max(later.events - former.events - 1 - backwards, 0) * self.plain
 
 
 class Price:
-    """Adds up what the hooks take, until the first optimizer has made enough steps to tell."""
+    """Adds up what recording takes, until the first optimizer has made enough steps to tell."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.hooks = 0.0
-        self._marks: list[tuple[float, float, int, int]] = []
+        self.events = 0
+        """Number of the last step's event."""
         self.told = False
         self.share: float | None = None
-        """What the hooks take, over the rest of a step; None until the price is told."""
+        """What recording takes, over the rest of a step; None until the price is told."""
+        self._marks: list[Mark] = []
+        self._observed: list[tuple[ObservedCall, ObservedCall]] = []
 
-    def step_ended(self, now: float, written: int) -> bool:
-        """The first optimizer has completed a step at `now` (seconds); whether the price can be told."""
+    def step_ended(self, mark: Mark, observed: tuple[ObservedCall, ObservedCall] | None, soon: bool = False) -> bool:
+        """The first optimizer has completed a step; whether the price can be told.
+
+        `observed`: the cost of observing a call, with caches as training leaves them and right after that again;
+        `soon`: after `STEPS` steps even if they were quick.
+        """
         if self.told:
             return False
-        self._marks.append((now, self.hooks, self.rows, written))
-        return len(self._marks) > STEPS
+        self._marks.append(mark)
+        if observed is not None:
+            self._observed.append(observed)
+        count = len(self._marks) - 1
+        return count >= STEPS and (soon or count >= QUICK_STEPS or mark.now - self._marks[0].now >= QUICK)
 
     def line(self, held: int) -> str | None:
         """The price in words; None when no step has been recorded."""
@@ -34,17 +78,34 @@ class Price:
         if not marks:
             return None
         if len(marks) == 1:
-            return f"step 1 wrote {marks[0][2]} rows, {size(marks[0][3])}; {size(held)} of memory are held"
+            return f"step 1 wrote {marks[0].rows} rows, {size(marks[0].written)}; {size(held)} of memory are held"
         pairs = list(pairwise(marks))
-        rows = round(median(later[2] - former[2] for former, later in pairs))
-        written = round(median(later[3] - former[3] for former, later in pairs))
-        hooks = median(later[1] - former[1] for former, later in pairs)
-        period = median(later[0] - former[0] for former, later in pairs)
-        self.share = hooks / max(period - hooks, 1e-9)
+        rows = round(median(later.rows - former.rows for former, later in pairs))
+        written = round(median(later.written - former.written for former, later in pairs))
+        taken = self._taken(pairs)
+        period = median(later.now - former.now - later.aside + former.aside for former, later in pairs)
+        self.share = taken / max(period - taken, 1e-9)
+        percent = 100 * self.share
+        more = f"{percent:.2g}" if percent < 99.5 else f"{percent:,.0f}"
         return (
-            f"a step costs {rows} rows, {size(written)} on disk and {100 * self.share:.2g} % more time"
-            f" ({1000 * hooks:.3g} ms); {size(held)} of memory are held"
+            f"a step costs {rows} rows, {size(written)} on disk and {more} % more time"
+            f" ({1000 * taken:.3g} ms); {size(held)} of memory are held"
         )
+
+    def _taken(self, pairs: Sequence[tuple[Mark, Mark]]) -> float:
+        """Seconds that recording takes of a step: hooks, observed calls, and what training then finds in no cache.
+
+        The last cannot be timed. What the recorder loses to caches that training has used is known of the observed
+        calls (their first time against their second); training is taken to lose the same part, up to `CACHES`.
+        """
+        hooks = median(later.hooks - former.hooks for former, later in pairs)
+        if not self._observed:
+            return hooks
+        cold = ObservedCall(*(median(times) for times in zip(*(first for first, _ in self._observed), strict=True)))
+        warm = ObservedCall(*(median(times) for times in zip(*(second for _, second in self._observed), strict=True)))
+        taken = hooks + median(cold.of(*pair) for pair in pairs)
+        lost = max(1 - (warm.plain + warm.backward) / max(cold.plain + cold.backward, 1e-9), 0.0)
+        return taken + min(lost * taken, CACHES)
 
 
 def size(count: int) -> str:

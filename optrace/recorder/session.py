@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from optrace.errors import OptraceError, RecordError
@@ -19,6 +20,7 @@ from optrace.recorder import place
 from optrace.recorder.attach import say
 from optrace.recorder.events_data import PLAIN, json_of
 from optrace.recorder.later import Later, Slots, Tensors, arrived
+from optrace.recorder.price import Mark, Price
 from optrace.recorder.settings import Settings
 from optrace.trace.schema import Event
 
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from optrace.recorder.finished import Finished
     from optrace.recorder.steps import Track
     from optrace.recorder.told import ToldOptimizer
-
-_Pending = tuple[int, int, str, int, dict[str, Any], "weakref.ref[Any] | None"]
-"""seq, step, kind, optimizer, data; a reference to an optimizer whose index is not known yet."""
 
 _PENDING = 256
 """So many events wait for the next step; more are written without it."""
@@ -64,8 +63,6 @@ class Session:
 
         `measure_on`: measure there whatever lies there; None: on the device of an optimizer's first parameter.
         """
-        from optrace.recorder.price import Price
-
         self.settings = settings
         self.from_python = from_python
         self.measure_on = measure_on
@@ -76,6 +73,9 @@ class Session:
         self.failure: str | None = None
         """Why the recording stopped before its end; None if it did not."""
         self.price = Price()
+        self._calibration: Any = None
+        self._aside = 0.0
+        """Seconds spent in finding out the price."""
         self._begun = False
         self._hooks: Any = None
         self._see_torch()
@@ -85,7 +85,9 @@ class Session:
         self._params: dict[int, list[dict[str, Any]]] = {}
         self._optimizers: dict[int, dict[str, Any]] = {}
         self._seq = count(1)
-        self._pending: list[_Pending] = []
+        self._pending: list[Event] = []
+        self._strangers: dict[int, weakref.ref[Any]] = {}
+        """By seq of a waiting event: the optimizer that it is about, whose index is not known yet."""
         self._later = Later()
         self._lock = threading.RLock()
         self._indexes = count()
@@ -201,16 +203,15 @@ class Session:
 
     def forked(self) -> None:
         """This is a child now: forget the parent's files and steps; an own step begins a run of its own."""
-        from optrace.recorder.price import Price
-
         if self._rank is not None:
             self._rank.close()
         self._lock = threading.RLock()
         self._rank, self._place, self._params, self._optimizers = None, None, {}, {}
         self._seq, self._pending, self._n_backward, self._last_step = count(1), [], 0, 0
+        self._strangers = {}
         self._later = Later()
         self._indexes, self._at_end, self._by_hand = count(), [], None
-        self.price = Price()
+        self.price, self._calibration = Price(), None
         if self._hooks is not None:
             self._hooks.remove()
         if self._begun:
@@ -237,9 +238,14 @@ class Session:
             if self._n_backward == _SUSPICIOUS and self._rank is None:
                 self._suspect_hand_work()
         with self._lock:
-            self._pending.append((next(self._seq), step, kind, index, data, reference))
+            seq = next(self._seq)
+            self._pending.append(_event((seq, step, kind, index, data)))
+            if reference is not None:
+                self._strangers[seq] = reference
             if self._rank is None:
                 if len(self._pending) > _WAITING:
+                    for event in self._pending[: _WAITING // 2]:
+                        self._strangers.pop(event.seq, None)
                     del self._pending[: _WAITING // 2]
             elif kind in _RARE or len(self._pending) > _PENDING:
                 try:
@@ -286,32 +292,42 @@ class Session:
         Not those of optimizers that have not stepped: their events may be written before the step's.
         """
         with self._lock:
-            for place, (seq, step, kind, index, data, reference) in enumerate(self._pending):
-                if reference is None and not PLAIN.issuperset(map(type, data.values())):
-                    carried = {key: slots.put(value) for key, value in data.items()}
-                    self._pending[place] = seq, step, kind, index, carried, reference
+            for place, event in enumerate(self._pending):
+                if event.seq not in self._strangers and not PLAIN.issuperset(map(type, event.data.values())):
+                    carried = {key: slots.put(value) for key, value in event.data.items()}
+                    self._pending[place] = event._replace(data=carried)
 
-    def _take_events(self, last: bool = False, clean: bool = True) -> list[Any]:
+    def _take_events(self, last: bool = False, clean: bool = True) -> list[Event]:
         """The waiting events, ready to be written; those of optimizers that have not stepped yet go on waiting.
 
         `clean` as False leaves their data as it is, with numbers that have not arrived.
         """
-        pending, self._pending = self._pending, []
-        events = []
-        for entry in pending:
-            seq, step, kind, index, data, reference = entry
+        events, self._pending = self._pending, []
+        if self._strangers:
+            events = self._known_by_now(events, last)
+        if clean:
+            for place, event in enumerate(events):
+                data = event[4]
+                if data and not PLAIN.issuperset(map(type, data.values())):
+                    events[place] = event._replace(data=json_of(data))
+        return events
+
+    def _known_by_now(self, events: list[Event], last: bool) -> list[Event]:
+        """The events that can be written, with the index of an optimizer that has stepped since; others wait on."""
+        known = []
+        for event in events:
+            reference = self._strangers.get(event.seq)
             if reference is not None:
                 optimizer = reference()
                 track = None if optimizer is None else self._track_of(optimizer)
                 if track is not None:
-                    index = track.index
+                    event = event._replace(optimizer=track.index)
                 elif not last and optimizer is not None and self.active and len(self._pending) < _PENDING // 2:
-                    self._pending.append(entry)
+                    self._pending.append(event)
                     continue
-            if clean and not PLAIN.issuperset(map(type, data.values())):
-                data = json_of(data)
-            events.append(_event((seq, step, kind, index, data)))
-        return events
+                del self._strangers[event.seq]
+            known.append(event)
+        return known
 
     # ---- optimizers that are not torch's ----
 
@@ -427,9 +443,11 @@ class Session:
 
     def write_world(self, track: Track | ToldOptimizer, optimizer: Any, world: Finished) -> None:
         """Write step 0 of an optimizer; its first step makes the files."""
-        if self._rank is None:
-            self._open()
         with self._lock:
+            if self._rank is None:
+                if not self.active:  # another thread has just failed to make the files
+                    return
+                self._open()
             self._note_optimizer(track, optimizer)
             data = {
                 "what": "begin",
@@ -444,7 +462,8 @@ class Session:
         """Write one finished step with the events before it."""
         with self._lock:
             self._write(track, optimizer, track.completed, finished, taken, "step", {})
-            self._last_step = max(self._last_step, track.completed)
+            if track.completed > self._last_step:
+                self._last_step = track.completed
 
     def _write(
         self,
@@ -469,7 +488,8 @@ class Session:
             self._rank.write_values(step, values, whole.returner(values))
         waiting = finished.waiting
         events = self._take_events(clean=waiting is None) if self._pending else []
-        events.append(Event(next(self._seq), step, kind, track.index, data))
+        seq = self.price.events = next(self._seq)
+        events.append(_event((seq, step, kind, track.index, data)))
         if waiting is None and not self._later:
             self._put(step, track.index, finished.groups, finished.tensors, taken, events)
             return
@@ -532,19 +552,37 @@ class Session:
 
     # ---- words ----
 
-    def tell_price(self, now: float) -> None:
-        """Say once what recording costs, as soon as it can be told."""
-        if self._rank is None:
-            return
-        if self._later and not self.price.told:  # the price is that of rows that have been written
-            try:
+    def tell_price(self, now: float, on_device: bool) -> float:
+        """Say once what recording costs, as soon as it can be told; the seconds that it took to find that out.
+
+        A step of the first optimizer has just ended at `now`; `on_device`: its rows come later.
+        """
+        if self._rank is None or self.price.told:
+            return 0.0
+        price = self.price
+        try:
+            if self._later:  # the price is that of rows that have been written
                 with self._lock:
                     self._later.write_all()
-            except Exception as error:
-                self.fail(error)
-                return
-        if self.price.step_ended(now, self._rank.bytes_written):
+            start = perf_counter()
+            observed = self._observed_calls()
+            spent = perf_counter() - start
+        except Exception as error:
+            self.fail(error)
+            return 0.0
+        mark = Mark(now, price.hooks, self._aside, price.rows, self._rank.bytes_written, price.events, self._n_backward)
+        self._aside += spent
+        if price.step_ended(mark, observed, soon=on_device):
             self._say_price()
+        return spent
+
+    def _observed_calls(self) -> Any:
+        """What it costs now to observe a call."""
+        if self._calibration is None:
+            from optrace.recorder.calibrate import Calibration
+
+            self._calibration = Calibration(self)
+        return self._calibration.take()
 
     def _say_price(self) -> None:
         line = self.price.line(0 if self._steps is None else self._steps.held)

@@ -40,6 +40,8 @@ class Steady:
         """Fingerprints in the last rows: of parameters, then of state."""
         self.steps = 0
         """Steps that were known in one look."""
+        self.idle = False
+        """Whether there is an lr and every lr is 0."""
         self._set(options)
 
     @classmethod
@@ -102,6 +104,8 @@ class Steady:
         return True
 
     def _set(self, options: Options) -> None:
+        rates = [pairs[place + 1] for pairs in options for place in range(0, len(pairs), 2) if pairs[place] == "lr"]
+        self.idle = bool(rates) and not any(rates)
         groups = tuple(zip(self._params, options, strict=True))
         self._known = groups, self._state, (torch.Tensor, torch.nn.Parameter, torch.strided)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from optrace.recorder.context import read_scalar
 from optrace.recorder.finished import Finished
 from optrace.recorder.hooks import Replaced
 from optrace.recorder.jobs import measure_now
+from optrace.recorder.leftovers import STEPS as LEFT
 from optrace.recorder.memory import Budget
 from optrace.recorder.micro import MOST, MicroGradients, micro_gradients
 from optrace.recorder.names import ParamNames
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _LISTED = 100
 """Names of parameters that an event lists at most."""
+_WATCHED = LEFT + 1
+"""So many steps of an optimizer may have used gradients of the step before; later ones are not looked at."""
 _REAL = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
@@ -61,6 +65,8 @@ class Track:
     """Seconds that the hooks of the running step have taken."""
     micro: list[MicroGradients] = field(default_factory=list)
     """Gradients after each backward since the last step, where they were asked for."""
+    as_ever: Capture | None = None
+    """What has recorded its last step, where every step is recorded: it may know the next one at once."""
 
 
 class Steps:
@@ -72,6 +78,8 @@ class Steps:
         self._names = ParamNames()
         self._budgets = {"": Budget(session.settings.memory)}
         self._tracks: dict[int, Track] = {}
+        self._stopping = threading.Lock()
+        self._every_step = self._settings.every == 1 and self._settings.steps is None
         self.stopped = False
         """Whether `stop_after` has ended the recording."""
 
@@ -128,7 +136,8 @@ class Steps:
         session.price.hooks += now - start
         if session.active:
             if not session.price.told and track.index == 0 and track.kind is Kind.RECORDED:
-                session.tell_price(now)
+                on_device = track.capture is not None and track.capture.slots is not None
+                track.ended = now + session.tell_price(now, on_device)
             if self._settings.stop_after is not None:
                 self._stop_if_done(track)
 
@@ -157,6 +166,16 @@ class Steps:
     # ---- before ----
 
     def _before(self, optimizer: Any, track: Track, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
+        if (
+            track.as_ever is not None
+            and not track.micro
+            and getattr(optimizer, "found_inf", None) is None
+            and getattr(optimizer, "grad_scale", None) is None
+            and track.as_ever.again(optimizer)
+        ):
+            track.kind = Kind.RECORDED
+            return self._with_closure(optimizer, track, args, kwargs) if len(args) > 1 or kwargs else None
+        track.as_ever = None
         track.kind = self._judge(optimizer, track)
         if track.kind not in (Kind.COUNTED, Kind.RECORDED):
             return None
@@ -253,7 +272,10 @@ class Steps:
         taken["seconds"] = None if track.ended is None else now - track.ended - track.hooked
         finished = track.capture.after(optimizer) if kind is Kind.RECORDED else None
         track.completed += 1
-        self._oversights(optimizer, track)
+        if track.completed <= _WATCHED:
+            self._oversights(optimizer, track)
+        if self._every_step and finished is not None and isinstance(track.capture, Capture):
+            track.as_ever = track.capture
         if track.world is not None:
             session.write_world(track, optimizer, track.world)
             track.world = None
@@ -280,12 +302,14 @@ class Steps:
     def _stop_if_done(self, track: Track) -> None:
         """End the program when all optimizers have come as far as `stop_after` says."""
         last = self._settings.stop_after
-        if last is None or track.completed < last or self.stopped:
+        if last is None or track.completed < last:
             return
-        live = [other for other in self._tracks.values() if other.optimizer() is not None and other.completed]
-        if track.completed > last or all(other.completed >= last for other in live):
+        with self._stopping:
+            live = [other for other in self.tracks if other.optimizer() is not None and other.completed]
+            if self.stopped or (track.completed == last and any(other.completed < last for other in live)):
+                return
             self.stopped = True
-            self._session.end_program()
+        self._session.end_program()
 
     # ---- tracks ----
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator
 from types import GeneratorType
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from torch.utils.data import dataloader
 from optrace.recorder import wrap_scaler
 from optrace.recorder.context import StepContext, read_scalar
 from optrace.recorder.fingerprints import batch_fingerprint, state_dict_fingerprints
+from optrace.recorder.living import living, subclasses
 from optrace.recorder.patching import Calls, Observers, unseen
 
 
@@ -66,18 +66,17 @@ def sight() -> None:
     if not _listeners:
         return
     for base, names in _METHODS.items():
-        for cls in _subclasses(base):
+        for cls in subclasses(base):
             own = vars(cls)
             for name, (kind, begin, end, fail) in names.items():
                 if name in own:
                     _observers.put(cls, name, kind, begin, end, fail)
-    wrap_scaler.put_on(_observers, _subclasses)
+    wrap_scaler.put_on(_observers, subclasses)
 
 
 def _living_optimizers() -> list[Any]:
     """Optimizers that the program made before it began to record itself (under `optrace record` there are none)."""
-    classes = set(_subclasses(Optimizer))
-    return [thing for thing in gc.get_objects() if type(thing) in classes]
+    return living(Optimizer)
 
 
 def _put_on() -> None:
@@ -99,19 +98,6 @@ def _tell(kind: str, optimizer: Any, data: dict[str, Any]) -> None:
     _calls.told += 1
     for listener in _listeners:
         listener.emit(kind, optimizer, data)
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    """The class and all that derive from it."""
-    waiting, seen = [base], {base}
-    while waiting:
-        cls = waiting.pop()
-        yield cls
-        children: list[type] = type.__subclasses__(cls)
-        for child in children:
-            if child not in seen:
-                seen.add(child)
-                waiting.append(child)
 
 
 # ---- optimizers ----

@@ -21,6 +21,8 @@
 #include "_kernel_apart.h"
 #include "_kernel_elements.h"
 #include "_kernel_look.h"
+#include "_kernel_rows.h"
+#include "_kernel_living.h"
 
 /* ---- measuring ------------------------------------------------------------------------------------------------- */
 
@@ -304,6 +306,13 @@ static PyMethodDef METHODS[] = {
     {"instructions", (PyCFunction)(void (*)(void))instructions, METH_FASTCALL,
      "instructions([name]): choose the instruction set, the best one without a name; return its name"},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, "look(known, groups, state, jobs): see steady.py"},
+    {"fill_tensors", (PyCFunction)(void (*)(void))fill_tensors, METH_FASTCALL,
+     "fill_tensors(message, places, step, rows): see batches.py"},
+    {"fill_step", (PyCFunction)(void (*)(void))fill_step, METH_FASTCALL,
+     "fill_step(message, fields, step_at, optimizer_at, step, optimizer, values): see batches.py"},
+    {"fill_events", (PyCFunction)(void (*)(void))fill_events, METH_FASTCALL,
+     "fill_events(message, places, kinds, sizes, events): see batches.py"},
+    {"living", living, METH_O, "living(classes): see recorder/living.py"},
     {"sample_moments", (PyCFunction)(void (*)(void))sample_moments, METH_FASTCALL,
      "sample_moments(samples, places, flags, out): see compare/samples.py"},
     {"samples_apart", (PyCFunction)(void (*)(void))samples_apart, METH_FASTCALL,

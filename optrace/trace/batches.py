@@ -231,7 +231,8 @@ class StepBatches:
             nulls = {name for name, there in zip(self._names, known, strict=True) if not there}
             template = self._templates[known] = _StepTemplate(nulls.difference(self._counts))
         if not all(known):
-            numbers = [values.get(name) or 0 for name, _ in template.fields]
+            numbers = [values.get(name) for name, _ in template.fields]
+            numbers = [0 if number is None else number for number in numbers]
         try:
             template.pack(template.message, template.start, step, optimizer, *numbers)
         except struct.error:  # an integer of 64 bits without a sign, or one of another kind

@@ -146,21 +146,20 @@ class RankWriter:
             if self._busy:
                 raise TraceError(f"step {step} was finished by a signal handler while another step was being written")
             self._busy = True
-            streams = self._streams
+            in_groups, in_tensors, in_steps, in_events = self._tables
             marks = [(stream, stream.size) for stream in self._tables]
             try:
                 if groups:
                     batch = self._groups.fill(step, optimizer, groups)
                     if batch is not None:
-                        streams["groups"].append(batch)
+                        in_groups.append(batch)
                 if tensors is not None and len(tensors[0]):
                     layout, rows, present = tensors
-                    batch = layout.fill(step, rows, present)
-                    streams["tensors"].append(batch)
+                    in_tensors.append(layout.fill(step, rows, present))
                 if steps is not None:
-                    streams["steps"].append(self._steps.fill(step, optimizer, steps))
+                    in_steps.append(self._steps.fill(step, optimizer, steps))
                 if events:
-                    streams["events"].append(self._events.fill(events))
+                    in_events.append(self._events.fill(events))
                 if self.max_bytes is not None:
                     self._check_size()
             except BaseException:

@@ -1,0 +1,82 @@
+"""Takes what it costs to observe a call: on functions of its own, told to a recording of its own that has no files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optrace.recorder.patching import Observers
+from optrace.recorder.price import ObservedCall
+
+if TYPE_CHECKING:
+    from optrace.recorder.session import Session
+
+_quiet = torch._C.DisableTorchFunction
+
+
+class _Scratch:
+    """A module for functions that do nothing, and an optimizer without parameters."""
+
+    def __init__(self) -> None:
+        self.param_groups: list[Any] = []
+
+    def zero_grad(self) -> None:
+        """Do nothing."""
+
+    def backward(self, tensors: Any) -> None:
+        """Do nothing."""
+
+
+class Calibration:
+    """Observed calls that do nothing, made once in a while to be timed.
+
+    The observers are those of the program's calls in little: the same wrapper, account and queue of events. Those are
+    not timed themselves: a call may be made by compiled code, which a clock would break apart.
+    """
+
+    def __init__(self, session: Session) -> None:
+        """`session`: the recording whose observers are to be told of."""
+        self._told = type(session)(replace(session.settings, quiet=True, output=None))
+        self._told.active = True
+        self._context = self._told.context
+        self._context.after_backward = None
+        kind = type("_Observed", (_Scratch,), {name: vars(_Scratch)[name] for name in ("zero_grad", "backward")})
+        observers = Observers(session.fail, torch.compiler.is_compiling)
+        observers.put(kind, "zero_grad", "zero_grad", self._begin, self._end_zero_grad)
+        observers.put(kind, "backward", "backward", self._begin_backward, self._end_backward, None, True)
+        observers.active = True
+        self._thing: Any = kind()
+        self._root = torch.zeros(())
+        self._context.know(self._thing)
+
+    def take(self) -> tuple[ObservedCall, ObservedCall]:
+        """Seconds of an observed call: with caches as they are, and of the same right after."""
+        return self._once(), self._once()
+
+    def _once(self) -> ObservedCall:
+        start = perf_counter()
+        self._thing.zero_grad()
+        middle = perf_counter()
+        self._thing.backward(self._root)
+        end = perf_counter()
+        self._context.take(self._thing)
+        return ObservedCall(middle - start, end - middle)
+
+    @staticmethod
+    def _begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, kwargs, args
+
+    def _end_zero_grad(self, note: Any, _: Any) -> None:
+        self._context.zeroed(note[0])
+        self._told.emit("zero_grad", None, {"set_to_none": True})
+
+    def _begin_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with _quiet():
+            self._told.emit("zero_grad", None, {})
+            return args, kwargs, self._context.begin_backward(args[1:])
+
+    def _end_backward(self, note: Any, _: Any) -> None:
+        self._context.end_backward(note)
