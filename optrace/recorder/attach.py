@@ -14,9 +14,11 @@ def begin() -> None:
 
     A failure is one line on stderr and no recording; with `strict` it is raised in the program.
     """
+    global _launched
     settings = Settings.from_environment()
     if settings is None:
         return
+    _launched = True
     try:
         from optrace.recorder import recording
 
@@ -29,12 +31,19 @@ def begin() -> None:
         say(f"not recording: {error if ours else f'{type(error).__name__}: {error} ({sys.executable})'}")
 
 
+_launched = False
+
+
 def say(line: str) -> None:
-    """Write one line of ours on stderr; nothing happens where stderr is closed."""
-    if sys.stderr is None:
+    """Write one line of ours on stderr; nothing happens where stderr is closed.
+
+    Below `optrace record` it is the process's own: what the program redirects into a buffer or a file stays its own.
+    """
+    stream = sys.__stderr__ if _launched else sys.stderr
+    if stream is None:
         return
     try:
-        sys.stderr.write(f"optrace: {line}\n")
-        sys.stderr.flush()
+        stream.write(f"optrace: {line}\n")
+        stream.flush()
     except (OSError, ValueError):
         pass

@@ -64,9 +64,8 @@ def launch(program: Program, settings: Settings) -> NoReturn:
         if program.kind == "script" and not os.path.lexists(program.args[0]) and shutil.which(program.args[0]):
             say(f"there is no script {program.args[0]}; to run the command: optrace record -- {program.args[0]} ...")
         if program.kind == "script" and program.args[0].endswith((".sh", ".bash")):
-            say(
-                f"{program.args[0]} is run by Python; to run a shell script: optrace record -- bash {program.args[0]} ..."
-            )
+            script = program.args[0]
+            say(f"{script} is run by Python; to run a shell script: optrace record -- bash {script} ...")
     _become(program.command(options), environment(settings, above))
 
 

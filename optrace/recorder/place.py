@@ -121,6 +121,13 @@ class Process:
     """Whether, where its rank exists and it is no restart, a child run is right; else that run is another job's."""
 
 
+def is_the_program() -> bool:
+    """Whether this process is the Python that `optrace record` became, as opposed to one below it."""
+    text = os.environ.get(LAUNCH_VARIABLE)
+    launch = None if text is None else Launch.from_json(text)
+    return launch is not None and launch.is_python and launch.pid == os.getpid()
+
+
 def note_member() -> None:
     """Remember in the environment which process its launcher meant by RANK: a child inherits the variables too."""
     if Job.of(os.environ) is not None:

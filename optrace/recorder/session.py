@@ -593,13 +593,13 @@ class Session:
         if self.settings.quiet:
             return
         if self._place is None:
-            if self._n_backward and not _is_worker():
+            if (self._n_backward and not _is_worker()) or self._recorded_nothing():
                 changed = self._by_hand.changed() if self._by_hand is not None else 0
                 say(
                     f"no optimizer step seen; {changed} tensors that require grad changed by hand:"
                     " add opt = optrace.watch(opt)"
                     if changed
-                    else "no optimizer step seen: nothing was recorded"
+                    else "no optimizer step seen: nothing was recorded; for a loop of your own there is run.step(...)"
                 )
             return
         if not self._speaks():
@@ -612,6 +612,11 @@ class Session:
         steps = f"{self._last_step} steps are" if self._last_step != 1 else "1 step is"
         shown = place.shown(self._place.run)
         say(f"{steps} in {shown}; see them with: optrace show {shown}")
+
+    def _recorded_nothing(self) -> bool:
+        """Whether all of what was launched has made no step: this process, and those below it."""
+        output = self.settings.output
+        return not self.from_python and place.is_the_program() and output is not None and not os.path.isdir(output)
 
     def _speaks(self) -> bool:
         return self._place is not None and self._place.rank_number == 0

@@ -274,6 +274,33 @@ def test_ending_a_recording_executes_no_source_text_so_that_ctrl_c_keeps_its_sta
     assert record(tmp_path, "-o", "run_a", "train.py").stdout == b""
 
 
+def test_training_without_backwards_and_optimizers_is_told_that_nothing_was_recorded(tmp_path):
+    body = (
+        "w = torch.ones(3)\n"
+        "for _ in range(3):\n"
+        "    w = w - 0.1 * torch.func.grad(lambda w: (w * w).sum())(w)\n"
+    )
+    write(tmp_path, "train.py", body)
+    done = run([sys.executable, *RECORD, "train.py"], tmp_path)
+    assert b"optrace: no optimizer step seen: nothing was recorded" in done.stderr.splitlines()[-1]
+    assert folders(tmp_path) == []
+
+
+def test_what_the_program_redirects_stays_its_own(tmp_path):
+    body = (
+        "import contextlib, io\n"
+        "text = io.StringIO()\n"
+        "with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):\n"
+        "    train(3)\n"
+        "print(repr(text.getvalue()))\n"
+        "sys.stderr = open('log.txt', 'w')\n"
+    )
+    write(tmp_path, "train.py", body)
+    done = record(tmp_path, "-o", "run_a", "train.py")
+    assert done.stdout == b"''\n" and (tmp_path / "log.txt").read_text() == ""
+    assert [line.split()[1] for line in done.stderr.splitlines()] == [b"recording", b"a", b"3"]
+
+
 @pytest.mark.parametrize("end", ["pass", "raise ValueError('on purpose')", "sys.exit(3)"])
 def test_training_that_never_stepped_an_optimizer_ends_with_a_line_that_says_so(tmp_path, end):
     body = (
