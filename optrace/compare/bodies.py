@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from optrace.compare.columns import KEYS, Floats, Ints, Numbering, Rows, Side, joined
 from optrace.compare.tolerance import Statistics
 
-ROWS_AT_ONCE = 64_000
+ROWS_AT_ONCE = 128_000
 """Rows of one side that are read together at least, where a stretch has so many."""
 
 _NUMBERS = ("numel", "mean", "l1", "l2", "min", "max", "n_nan", "n_inf")

@@ -13,6 +13,7 @@ from optrace.compare.arrow import coded, integers, lists, numbers
 from optrace.compare.match import Cell, Matching
 from optrace.compare.names import Renaming
 from optrace.compare.source import Source, param_rows
+from optrace.trace.reader import Trace
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -141,6 +142,7 @@ class Side:
         self._groups: list[dict[int, int]] = [dict(numbering.matching.groups(p)) for p in range(len(pairs))]
         if not is_a:
             self._groups = [{b: a for a, b in reversed(groups.items())} for groups in self._groups]
+        self._coded: dict[str, Any] = {"coded": True} if isinstance(source.trace, Trace) else {}
         self._known = {(row["optimizer"], row["param"]) for row in param_rows(source)}
 
     def load(
@@ -172,9 +174,8 @@ class Side:
             own[0] if stretch_low is None else max(own[0], stretch_low),
             own[1] if stretch_high is None else min(own[1], stretch_high),
         )
-        return self.source.trace.arrow(
-            "tensors", step=own, optimizer=self._only, param=param, quantity=quantity, columns=list(columns)
-        )
+        asked = {"step": own, "optimizer": self._only, "param": param, "quantity": quantity, "columns": list(columns)}
+        return self.source.trace.arrow("tensors", **asked, **self._coded)
 
     def rows(self, table: Any, low: int, high: int, columns: Sequence[str]) -> Rows:
         """Rows of a table that `read` returned for the same steps and columns."""

@@ -102,7 +102,7 @@ def lay_out(
     if last is not None:
         last.keep(high, rows)
     rows_a, rows_b = rows
-    steps = np.union1d(np.unique(rows_a.step), np.unique(rows_b.step))
+    steps = _steps_of(rows_a, rows_b)
     overlap = int((steps < low).sum())
     n_cells, names = len(numbering.cells), tuple(numbering.quantities)
     shape = (len(steps), n_cells, len(names))
@@ -123,6 +123,19 @@ def lay_out(
         before_a[:, :, base], before_b[:, :, base] = last_a, last_b
     differs = _differs(rows_a, rows_b, at_a, at_b)
     return Grid(steps, overlap, rows_a, rows_b, at_a, at_b, before_a, before_b, differs, names)
+
+
+def _steps_of(*sides: Rows) -> Ints:
+    """The steps that any side has a row of, ascending."""
+    parts = []
+    for rows in sides:
+        if len(rows):
+            first = int(rows.step.min())
+            if int(rows.step.max()) - first <= 4 * len(rows):  # as a rule: steps follow each other
+                parts.append(first + np.flatnonzero(np.bincount(rows.step - first)))
+            else:
+                parts.append(np.unique(rows.step))
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 def _place(rows: Rows, steps: Ints, shape: tuple[int, int, int]) -> Index:

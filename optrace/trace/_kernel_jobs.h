@@ -65,9 +65,26 @@ typedef struct {
     int64_t sizes[MAX_DIMS], strides[MAX_DIMS];
 } Layout;
 
+/* Of the samples of rows that are compared: which rows a row names, what limits it, what is found. */
+enum { OWN, BASE, UPDATE_ROW, OTHER, N_PLACES };
+enum { RMS, EPS, TINY, ATOL, RTOL, N_SCALES }; /* of whole tensors too */
+enum { NUMEL_A = N_SCALES, NUMEL_B, NAN_A, NAN_B, N_LIMITS };
+enum { RAW, SLOT, NET, STEP, N_VALID, GAP, MAGNITUDE, SHOWN_A, SHOWN_B, N_APART };
+enum { SQUARE, ANY, UPDATE_SQUARE, UPDATE_ANY, N_MOMENTS };
+
+#define IS_BEFORE 1
+#define IS_STATE 2
+
+static const double NO_SAMPLE[SAMPLE] = {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN,
+                                         NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
+
+static inline const double *sample_of(const double *samples, int32_t row)
+{
+    return row < 0 ? NO_SAMPLE : samples + (size_t)row * SAMPLE;
+}
+
 /* Some elements of two tensors and what tells their scale, as doubles; n is a multiple of LANES, what was added is zero.
  * What is not there is NULL. */
-enum { RMS, EPS, TINY, ATOL, RTOL, N_SCALES };
 typedef struct {
     const float *single[2]; /* the elements as they are, where nothing else is asked for */
     const double *own[2], *value[2], *old[2];
@@ -103,6 +120,8 @@ typedef struct {
     size_t (*unlike64)(const void *, const void *, size_t);
     int (*beyond)(Elements *, size_t, double);
     void (*apart)(Elements *, size_t);
+    void (*moments_of)(const double *, const int32_t *, uint8_t, double *);
+    void (*apart_of)(const double *const[2], const int32_t *, uint8_t, const double *, double *);
 } Loops;
 
 static inline uint64_t mix(uint64_t z)

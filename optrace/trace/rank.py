@@ -68,11 +68,12 @@ class RankFolder:
         selection: Selection = _EVERYTHING,
         columns: Iterable[str] | None = None,
         after: Mapping[int, int] | None = None,
+        coded: bool = False,
     ) -> Any:
         """Rows of a table as a `pyarrow.Table`, in the order in which they are stored; `columns` None for all.
 
-        Rows of unfinished steps are left out; with `after`, so are those up to that step of each optimizer. TraceError
-        for a segment that is damaged or of something else.
+        With `coded` strings come as dictionaries. Rows of unfinished steps are left out; with `after`, so are those up to
+        that step of each optimizer. TraceError for a segment that is damaged or of something else.
         """
         import pyarrow as pa
 
@@ -95,10 +96,13 @@ class RankFolder:
                 mask = _both(mask, steps <= _per_optimizer(optimizers, whole, -1))
                 if after:
                     mask = _both(mask, steps > _per_optimizer(optimizers, after, -1))
-            if mask is not None and not mask.all():
-                rows = rows.filter(booleans(mask))
-            parts.append(rows.select(wanted))
+            parts.append((rows if mask is None else _where(rows, mask)).select(wanted))
         target = pa.schema([schema.field(name) for name in wanted])
+        if coded and parts:
+            words = pa.dictionary(pa.int32(), pa.string())
+            types = [words if field.type == pa.string() else field.type for field in target]
+            target = pa.schema(list(zip(wanted, types, strict=True)))
+            parts = [_coded(part) for part in parts]
         return pa.concat_tables([part.cast(target) for part in parts]) if parts else no_rows(target)
 
     def _parts(self, table: str, selection: Selection, needed: set[str]) -> list[Any]:
@@ -228,6 +232,27 @@ def steps_of(path: Path) -> tuple[int, int] | None:
         if not found or any(one is None or not one.has_min_max for one in found):
             return None
         return min(one.min for one in found), max(one.max for one in found)
+
+
+def _where(rows: Any, mask: npt.NDArray[np.bool_]) -> Any:
+    """The rows of the mask: where they are most of the rows and stand together, without copying them."""
+    count = int(np.count_nonzero(mask))
+    if count == len(mask):
+        return rows
+    first = int(np.argmax(mask)) if count else 0
+    if 2 * count > len(mask) and mask[first : first + count].all():
+        return rows.slice(first, count)
+    return rows.filter(booleans(mask))
+
+
+def _coded(rows: Any) -> Any:
+    """The rows with columns of strings as dictionaries."""
+    import pyarrow as pa
+
+    for number, field in enumerate(rows.schema):
+        if field.type == pa.string():
+            rows = rows.set_column(number, field.name, rows.column(number).dictionary_encode())
+    return rows
 
 
 @contextmanager

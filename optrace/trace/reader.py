@@ -186,12 +186,14 @@ class Trace:
         quantity: Names = None,
         columns: Sequence[str] | None = None,
         after: Mapping[int, int] | None = None,
+        coded: bool = False,
     ) -> Any:
         """The same as `table` as a `pyarrow.Table`, without pandas and in the order of the files.
 
         Sealed segments of `tensors` are each sorted by (optimizer, param, quantity, step) and follow each other in the
         order of steps; open ones and the other tables are in the order of recording. `groups` has its stored long form,
-        `data` of events is text. `after` gives only rows beyond that step of each optimizer.
+        `data` of events is text. `after` gives only rows beyond that step of each optimizer. With `coded` the names in
+        `tensors` may come as dictionaries, which spares making words of them.
         """
         if name == "params":
             from optrace.trace import frames
@@ -211,16 +213,21 @@ class Trace:
 
             rows = no_rows(arrow_schema(name)).select(stored or arrow_schema(name).names)
         else:
-            rows = self.stored(name, selection, stored, after)
+            rows = self.stored(name, selection, stored, after, coded and name == "tensors")
         if absmax:
             rows = _with_absmax(rows)
         return rows if columns is None else rows.select(list(columns))
 
     def stored(
-        self, name: str, selection: Selection, columns: Sequence[str] | None, after: Mapping[int, int] | None = None
+        self,
+        name: str,
+        selection: Selection,
+        columns: Sequence[str] | None,
+        after: Mapping[int, int] | None = None,
+        coded: bool = False,
     ) -> Any:
         """Rows of a stored table (all but params) as they lie in the rank's folder; `columns` None for all."""
-        return self._read().read(name, selection, columns, after)
+        return self._read().read(name, selection, columns, after, coded)
 
     def segment_ends(self, name: str) -> list[int]:
         """The last step in each sealed segment of a table, in order: what is read up to one is read without waste."""

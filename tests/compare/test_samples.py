@@ -51,6 +51,25 @@ def test_kernel_and_numpy_give_the_same_bits(seed, monkeypatch):
 
 
 @kernel
+def test_every_instruction_set_gives_the_same_bits():
+    from optrace.trace import _kernel
+
+    names = ["plain", "avx2", "avx512"]
+    found = set()
+    try:
+        for name in names[: names.index(_kernel.instructions()) + 1]:
+            _kernel.instructions(name)
+            parts = []
+            for seed in range(3):
+                a, b, places, flags, limits = rows(seed)
+                parts += [*samples.apart(a, b, places, flags, limits), *samples.moments(a, places[:, :4], flags)]
+            found.add(b"".join(np.where(part == part, part, np.nan).tobytes() for part in parts))
+    finally:
+        _kernel.instructions()
+    assert len(found) == 1
+
+
+@kernel
 def test_kernel_refuses_rows_outside_of_the_samples_and_arrays_that_do_not_fit():
     a, b, places, flags, limits = rows(1)
     for change in (
