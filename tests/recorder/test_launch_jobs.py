@@ -275,11 +275,7 @@ def test_ending_a_recording_executes_no_source_text_so_that_ctrl_c_keeps_its_sta
 
 
 def test_training_without_backwards_and_optimizers_is_told_that_nothing_was_recorded(tmp_path):
-    body = (
-        "w = torch.ones(3)\n"
-        "for _ in range(3):\n"
-        "    w = w - 0.1 * torch.func.grad(lambda w: (w * w).sum())(w)\n"
-    )
+    body = "w = torch.ones(3)\nfor _ in range(3):\n    w = w - 0.1 * torch.func.grad(lambda w: (w * w).sum())(w)\n"
     write(tmp_path, "train.py", body)
     done = run([sys.executable, *RECORD, "train.py"], tmp_path)
     assert b"optrace: no optimizer step seen: nothing was recorded" in done.stderr.splitlines()[-1]
