@@ -72,8 +72,8 @@ class RankFolder:
     ) -> Any:
         """Rows of a table as a `pyarrow.Table`, in the order in which they are stored; `columns` None for all.
 
-        With `coded` strings come as dictionaries. Rows of unfinished steps are left out; with `after`, so are those up to
-        that step of each optimizer. TraceError for a segment that is damaged or of something else.
+        With `coded` strings come as dictionaries. Rows of unfinished steps are left out; with `after`, so are those up
+        to that step of each optimizer. TraceError for a segment that is damaged or of something else.
         """
         import pyarrow as pa
 
