@@ -165,7 +165,9 @@ class Capture:
                 row["pieces"] = [{"quantities": names, **piece.as_dict()} for piece, names in blocks.items()]
             whole_shape = next((piece.whole for piece in blocks if piece.whole is not None), None)
             if whole_shape is not None:
-                row |= {"shape": list(whole_shape), "numel": math.prod(whole_shape), "placement": "(FlatShard(),)"}
+                strides = [math.prod(whole_shape[i + 1 :]) for i in range(len(whole_shape))]
+                row |= {"shape": list(whole_shape), "stride": strides, "numel": math.prod(whole_shape)}
+                row["placement"] = "(FlatShard(),)"
         return rows
 
     # ---- step 0 ----
@@ -260,6 +262,10 @@ class Capture:
             words, split = np.frombuffer(steady.words, np.int64), len(self._last_params.fingerprints)
             self._last_params.fingerprints, self._last_state.fingerprints = words[:split], words[split:]
         self._wait = self._patience = min(2 * self._patience, _PATIENCE) if held < self._patience else 1
+
+    def ends_step(self, optimizer: Any) -> bool:
+        """Whether the running call of `step()` is the last of a step: it is."""
+        return True
 
     def evaluated(self, optimizer: Any) -> None:
         """Measure the gradients anew: a closure has just evaluated them."""

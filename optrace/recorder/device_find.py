@@ -173,7 +173,7 @@ class DeviceFinder(Finder):
     def _params_at(self, params: list[torch.Tensor], keep: list[Any]) -> tuple[Located, dict[int, str]]:
         located = Located.of([locate_on(self._device, param, keep) for param in params])
         if self._flat:
-            located.kinds = self._pieces(params, params, located)
+            located = self._pieces(params, located)
         blind = {i: kind.reason for i, kind in enumerate(located.kinds) if isinstance(kind, Unmeasurable)}
         if not blind:
             seen = located.numels, [as_recorded(kind) for kind in located.kinds]
@@ -203,7 +203,7 @@ class DeviceFinder(Finder):
             found.append(one)
         located = Located.of(found)
         if self._flat:
-            located.kinds = self._pieces(params, grads, located)
+            located = self._pieces(grads, located)
         return located
 
     def state(self, optimizer: Any, params: list[torch.Tensor], keep: list[Any], things: bool) -> StateFound:
@@ -225,7 +225,7 @@ class DeviceFinder(Finder):
                 self._tell_once("state not recorded", f"{key}: {one[2].reason}")
                 continue
             if self._flat and index >= 0:
-                one = (one[0], one[1], self._flat.kind_of(params[index], thing, one[2], one[1]))
+                one = self._flat.within(index, thing, one)
             labels.append((index, key))
             kept.append(thing)
             located.append(one)

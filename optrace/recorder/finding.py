@@ -15,7 +15,7 @@ from optrace.recorder.plans import Located, StateLabel
 from optrace.recorder.selection import Quantities
 from optrace.recorder.shards import FlatPieces
 from optrace.recorder.state import Scalars, leaves, locate_leaf
-from optrace.recorder.tensors import NOTHING, Found, Kind, Unmeasurable, locate, quiet_torch
+from optrace.recorder.tensors import NOTHING, Found, Unmeasurable, locate, quiet_torch
 
 _NOTHING_LOCATED = Located([], [], [])
 
@@ -70,7 +70,7 @@ class Finder:
             if changed:
                 self.changed = True
                 self._known_params = self._known_state = None
-                self._flat.look(params)
+                self._flat.look(params, self._inventory.stretches)
             located, blind = self._params_at(params, keep)
             if not blind:
                 return params, located
@@ -90,7 +90,7 @@ class Finder:
             return self._params, {}
         located = Located.of([locate(param, keep) for param in params])
         if self._flat:
-            located.kinds = self._pieces(params, params, located)
+            located = self._pieces(params, located)
         blind = {i: kind.reason for i, kind in enumerate(located.kinds) if isinstance(kind, Unmeasurable)}
         if not blind:
             if self._params is not None and not self._params.like(located):
@@ -125,13 +125,13 @@ class Finder:
             found.append(one)
         self._grads = Located.of(found)
         if self._flat:
-            self._grads.kinds = self._pieces(params, grads, self._grads)
+            self._grads = self._pieces(grads, self._grads)
         return self._grads
 
-    def _pieces(self, params: Sequence[torch.Tensor], things: Sequence[Any], located: Located) -> list[Kind]:
-        """The kinds of what was located for each parameter, those of FSDP1's stretches as shards."""
-        rows = zip(params, things, located, strict=True)
-        return [self._flat.kind_of(param, thing, kind, numel) for param, thing, (_, numel, kind) in rows]
+    def _pieces(self, things: Sequence[Any], located: Located) -> Located:
+        """What was located for each recorded parameter, stretches of flattened ones as shards."""
+        rows = enumerate(zip(things, located, strict=True))
+        return Located.of([self._flat.within(index, thing, found) for index, (thing, found) in rows])
 
     def state(self, optimizer: Any, params: list[torch.Tensor], keep: list[Any], things: bool) -> StateFound:
         """The state of `params`; `things` says whether the leaves themselves are needed."""
@@ -154,7 +154,7 @@ class Finder:
                 self._tell_once("state not recorded", f"{key}: {one[2].reason}")
                 continue
             if self._flat and index >= 0:
-                one = (one[0], one[1], self._flat.kind_of(params[index], thing, one[2], one[1]))
+                one = self._flat.within(index, thing, one)
             labels.append((index, key))
             kept.append(thing)
             located.append(one)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
 from optrace.recorder.names import ParamNames
+from optrace.recorder.shards import Stretch
 from optrace.recorder.tensors import dtype_name, placement_of
+from optrace.recorder.zero import Flattened, members_of
 
 
 class Inventory:
@@ -24,8 +26,8 @@ class Inventory:
         self._sizes: list[int] = []
         self._refs: list[weakref.ref[torch.Tensor]] = []
         self._chosen: list[int] = []
+        self._all_chosen = True
         self._flags: list[bool] = []
-        self._all: list[str] = []
         self._left_out: set[str] = set()
         self._rows: dict[str, dict[str, Any]] = {}
         """What the table `params` says of each parameter that was ever recorded, by name."""
@@ -35,6 +37,8 @@ class Inventory:
         """Name of each recorded parameter."""
         self.groups: tuple[int, ...] = ()
         """Group of each recorded parameter."""
+        self.stretches: tuple[Stretch | None, ...] = ()
+        """What each holds of a parameter of the model, where it is a part of a flattened one; empty: no one is."""
         self._indexes: tuple[int, ...] = ()
 
     def current(self, optimizer: Any) -> tuple[list[torch.Tensor], bool]:
@@ -47,7 +51,7 @@ class Inventory:
             and [len(group["params"]) for group in groups] == self._sizes
             and all([ref() is param for ref, param in zip(refs, flat, strict=True)])
         ):
-            params = [flat[i] for i in self._chosen] if len(self._chosen) != len(flat) else flat
+            params = flat if self._all_chosen else [flat[i] for i in self._chosen]
             flags = [param.requires_grad for param in params]
             if flags == self._flags:
                 return params, False
@@ -56,24 +60,34 @@ class Inventory:
         return self._renew(groups, flat), True
 
     def _renew(self, groups: Sequence[Any], flat: list[torch.Tensor]) -> list[torch.Tensor]:
-        names = self._all_names.name(self.optimizer, groups, self._still_called(flat))
-        self._all = [names[id(param)] for param in flat]
+        within = members_of(flat)
+        opened = [_opened(group, within) for group in groups] if within else groups
+        inner = [param for group in opened for param in group["params"]]
+        names = self._all_names.name(self.optimizer, opened, self._still_called(inner))
         self._refs = [weakref.ref(param) for param in flat]
-        self._called |= dict(zip(self._all, self._refs, strict=True))
+        self._called |= {names[id(param)]: weakref.ref(param) for param in inner}
         self._sizes = [len(group["params"]) for group in groups]
         places = [(number, index) for number, size in enumerate(self._sizes) for index in range(size)]
-        chosen: list[int] = []
+        chosen: list[tuple[int, str, int, int, Stretch | None]] = []
         seen: set[int] = set()
         for position, param in enumerate(flat):
-            name = names[id(param)]
-            if id(param) not in seen and self._is_chosen(name):
-                seen.add(id(param))
-                chosen.append(position)
-        self._chosen = chosen
-        self.names = tuple(self._all[i] for i in chosen)
-        self.groups = tuple(places[i][0] for i in chosen)
-        self._indexes = tuple(places[i][1] for i in chosen)
-        params = [flat[i] for i in chosen]
+            if id(param) in seen:
+                continue
+            seen.add(id(param))
+            group, index = places[position]
+            if id(param) in within:
+                held = [one for one in within[id(param)].members if one.stretch is not None]
+                chosen += [(position, names[id(one.param)], group, one.index, one.stretch) for one in held]
+            else:
+                chosen.append((position, names[id(param)], group, index, None))
+        chosen = [one for one in chosen if self._is_chosen(one[1])]
+        self._chosen = [one[0] for one in chosen]
+        self.names = tuple(one[1] for one in chosen)
+        self.groups = tuple(one[2] for one in chosen)
+        self._indexes = tuple(one[3] for one in chosen)
+        self.stretches = tuple(one[4] for one in chosen) if within else ()
+        self._all_chosen = self._chosen == list(range(len(flat)))
+        params = [flat[i] for i in self._chosen]
         self._flags = [param.requires_grad for param in params]
         return params
 
@@ -118,3 +132,13 @@ class Inventory:
 
     def _live(self) -> list[torch.Tensor | None]:
         return [self._refs[i]() for i in self._chosen]
+
+
+def _opened(group: Mapping[str, Any], within: Mapping[int, Flattened]) -> dict[str, Any]:
+    """A group with the parameters of the model in the place of flattened ones."""
+    params: list[torch.Tensor] = []
+    for param in group["params"]:
+        known = within.get(id(param))
+        params += [param] if known is None else [one.param for one in known.members]
+    own = group.get("param_names")  # those that the group had before its parameters were flattened
+    return {"params": params, "param_names": own if own and len(own) == len(params) else None}

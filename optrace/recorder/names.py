@@ -22,6 +22,7 @@ _WRAPPERS = {  # class name -> the path component under which it holds the modul
     "DataParallel": "module",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "OptimizedModule": "_orig_mod",
+    "DeepSpeedEngine": "module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_offload_wrapped_module",
 }

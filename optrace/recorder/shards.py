@@ -50,6 +50,9 @@ class CannotPlace(Exception):
     """A rank's elements are no block of the whole."""
 
 
+Found = tuple[int, int, Any]
+"""Address, number of elements, kind: as `optrace.recorder.tensors` locates."""
+
 Place = Callable[[torch.dtype, int], Shard]
 """From the dtype and 2 for complex (1 otherwise) to the shard."""
 
@@ -131,36 +134,48 @@ def _split(indices: list[int], count: int) -> list[list[int]]:
     return [indices[i * size : (i + 1) * size] for i in range(count)]
 
 
-# ---- FSDP1 and DeepSpeed ZeRO ----
+# ---- parameters in flattened ones: FSDP1 and DeepSpeed ZeRO ----
 
-_ZERO = {
-    "deepspeed.runtime.zero.stage_1_and_2": ("DeepSpeedZeroOptimizer", "single_partition_of_fp32_groups"),
-    "deepspeed.runtime.zero.stage3": ("DeepSpeedZeroOptimizer_Stage3", "fp32_partitioned_groups_flat"),
-}
-"""Module -> its optimizer, and where that keeps this rank's partition of each group."""
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a parameter that lies in a flattened one of `of` elements, from element `start` on."""
+
+    start: int
+    of: int
+    piece: Piece
+
+    def within(self, thing: Any, found: Found) -> Found:
+        """Where the stretch lies in what was located for the flattened parameter: itself, its gradient, a state.
+
+        What is not of its size (a step counter) stays as it is.
+        """
+        address, numel, kind = found
+        if not isinstance(kind, torch.dtype) or getattr(thing, "ndim", 0) != 1:
+            return found
+        factor = 2 if kind.is_complex else 1
+        if numel != self.of * factor:
+            return found
+        size = self.piece.shape[0] * factor
+        return type(address)(address + self.start * kind.itemsize), size, placed(self.piece)(kind, factor)
 
 
 class FlatPieces:
-    """Parameters that are stretches of flattened ones, and which stretches.
+    """Recorded parameters that are, or lie in, flattened ones, and which stretches of them this rank holds.
 
     FSDP1 (`use_orig_params=True`) is read from `FlatParameter._params`, `_shapes` and `_shard_param_infos` (torch 2.1
-    to 2.13). DeepSpeed ZeRO (0.19) gives the optimizer this rank's equal part of each flattened group; these parts make
-    the whole in the order of the ranks. Where they have such attributes no longer, nothing is found and the stretches
-    are recorded as if they were whole.
+    to 2.13); its parameters are the stretches themselves. Where it has such attributes no longer, nothing is found and
+    the stretches are recorded as if they were whole. DeepSpeed's (`optrace.recorder.zero`) are told by the caller.
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, Piece] = {}
+        self._found: dict[int, Stretch] = {}
+        """By position among the recorded parameters."""
 
-    def look(self, params: Sequence[torch.Tensor]) -> None:
-        """Find the stretches of `params` in the live modules of FSDP1 and optimizers of DeepSpeed."""
-        self._found = {}
-        wanted = {id(param) for param in params}
-        for module, (kind, attribute) in _ZERO.items():
-            known = getattr(sys.modules.get(module), kind, None)
-            for zero in gc.get_objects() if known is not None else ():
-                if type(zero) is known:
-                    self._partitions(zero, getattr(zero, attribute, ()), wanted)
+    def look(self, params: Sequence[torch.Tensor], stretches: Sequence[Stretch | None]) -> None:
+        """Find the stretches of `params` in the live modules of FSDP1; `stretches` are those that are known."""
+        self._found = {i: stretch for i, stretch in enumerate(stretches) if stretch is not None}
+        places = {id(param): i for i, param in enumerate(params)}
         flat = sys.modules.get("torch.distributed.fsdp._flat_param")
         of_fsdp1 = getattr(flat, "FlatParamHandle", None)
         for handle in gc.get_objects() if of_fsdp1 is not None else ():
@@ -169,29 +184,16 @@ class FlatPieces:
                 infos = getattr(whole, "_shard_param_infos", None)
                 owned = getattr(whole, "_params", None)
                 for param, shape, info in zip(owned or (), whole._shapes, infos or (), strict=False):
-                    if id(param) in wanted:
+                    if id(param) in places:
                         start = info.intra_param_start_idx if info.in_shard else 0
                         length = info.numel_in_shard if info.in_shard else 0
-                        self._found[id(param)] = Piece((length,), (start,), (math.prod(shape),), whole=tuple(shape))
-
-    def _partitions(self, zero: Any, partitions: Sequence[torch.Tensor], wanted: set[int]) -> None:
-        """Place this rank's partition of each group behind those of the ranks before it."""
-        by_group = getattr(zero, "real_dp_process_group", None)
-        for number, partition in enumerate(partitions):
-            if id(partition) in wanted:
-                group = by_group[number] if by_group is not None else getattr(zero, "dp_process_group", None)
-                rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-                size = partition.numel()
-                if rank >= 0 and world > 1:
-                    self._found[id(partition)] = Piece((size,), (rank * size,), (world * size,), whole=(world * size,))
+                        piece = Piece((length,), (start,), (math.prod(shape),), whole=tuple(shape))
+                        self._found[places[id(param)]] = Stretch(0, length, piece)
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def kind_of(self, param: torch.Tensor, thing: Any, kind: Any, numel: int) -> Any:
-        """The kind of something that was located for `param` (itself, its gradient, a state): a Shard if it is one."""
-        piece = self._found.get(id(param))
-        if piece is None or not isinstance(kind, torch.dtype) or getattr(thing, "ndim", 0) != 1:
-            return kind
-        factor = 2 if kind.is_complex else 1
-        return placed(piece)(kind, factor) if numel == piece.shape[0] * factor else kind
+    def within(self, index: int, thing: Any, found: Found) -> Found:
+        """What was located for the parameter at that position (itself, its gradient, a state), as its stretch."""
+        stretch = self._found.get(index)
+        return found if stretch is None else stretch.within(thing, found)

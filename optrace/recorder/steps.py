@@ -23,6 +23,7 @@ from optrace.recorder.leftovers import STEPS as LEFT
 from optrace.recorder.memory import Budget
 from optrace.recorder.micro import MOST, MicroGradients, micro_gradients
 from optrace.recorder.names import ParamNames
+from optrace.recorder.parts import PartsCapture
 from optrace.recorder.selection import is_recorded
 from optrace.recorder.tensors import Unmeasurable, is_within_reach, locate
 
@@ -57,12 +58,14 @@ class Track:
     """In order of first step; -1 until then."""
     completed: int = 0
     kind: Kind = Kind.NOT_SEEN
-    capture: Capture | None = None
+    capture: Capture | PartsCapture | None = None
     world: Finished | None = None
     ended: float | None = None
     """When its last step ended."""
     hooked: float = 0.0
     """Seconds that the hooks of the running step have taken."""
+    in_parts: bool = False
+    """Whether the last call of `step()` was not the last of its step."""
     micro: list[MicroGradients] = field(default_factory=list)
     """Gradients after each backward since the last step, where they were asked for."""
     as_ever: Capture | None = None
@@ -132,8 +135,12 @@ class Steps:
         except Exception as error:
             session.fail(error)
         now = perf_counter()
-        track.ended = now
         session.price.hooks += now - start
+        if track.in_parts:
+            if track.ended is not None:
+                track.ended += track.hooked + now - start
+            return
+        track.ended = now
         if session.active:
             if not session.price.told and track.index == 0 and track.kind is Kind.RECORDED:
                 on_device = track.capture is not None and track.capture.slots is not None
@@ -191,11 +198,15 @@ class Steps:
             track.capture.before(optimizer, step, scale if isinstance(scale, torch.Tensor) else None, track.micro)
         return self._with_closure(optimizer, track, args, kwargs)
 
-    def _capture_of(self, optimizer: Any, track: Track) -> Capture:
+    def _capture_of(self, optimizer: Any, track: Track) -> Capture | PartsCapture:
         """Measures on the host, or on the device where the optimizer's parameters lie."""
         first, device, tell = _first_param(optimizer), self._session.measure_on, self._teller(optimizer)
+        on_host = partial(Capture, track.index, self._settings, self._names, self._budgets[""], tell)
+        parts = PartsCapture.of(optimizer, on_host)
+        if parts is not None:
+            return parts
         if device is None and getattr(first, "is_cpu", True):
-            return Capture(track.index, self._settings, self._names, self._budgets[""], tell)
+            return on_host()
         from optrace.recorder.device_capture import capture_of
 
         return capture_of(track.index, self._settings, self._names, self._budgets, tell, first, device)
@@ -254,12 +265,18 @@ class Steps:
     def _after(self, optimizer: Any, track: Track, now: float) -> None:
         session = self._session
         kind = track.kind
+        track.in_parts = False
         if kind is Kind.SKIPPED:
             session.context.skip(optimizer)
             session.emit("step_skipped", optimizer, {"why": "inf or nan in the gradients"})
         elif kind is Kind.STATE_INIT:
             session.emit("state_init", optimizer, {})
         if kind not in (Kind.COUNTED, Kind.RECORDED) or track.capture is None:
+            return
+        track.in_parts = not track.capture.ends_step(optimizer)
+        if track.in_parts:
+            if kind is Kind.RECORDED:
+                track.capture.after(optimizer)
             return
         track.micro.clear()
         slots = track.capture.slots

@@ -23,6 +23,7 @@ import single
 import torch
 import torch._dynamo  # which DDP imports
 
+PREPARE = {"deepspeed_zero": deepspeed_zero.prepare}
 PROGRAMS = {module.__name__: module.main for module in (deepspeed_zero, faults, layouts, partial, single)}
 
 
@@ -35,7 +36,6 @@ def free_port() -> int:
 def run_rank(program: str, out: Path, arguments: list[str]) -> None:
     """What a forked process does; it never returns."""
     status = 1
-    os.dup2(2, 1)  # standard output is for answers
     try:
         PROGRAMS[program](out, arguments)
         status = 0
@@ -70,9 +70,13 @@ def job(program: str, processes: int, out: Path, arguments: list[str]) -> bool:
 
 def main() -> None:
     torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what else is printed goes to standard error
     for line in sys.stdin:
         program, processes, out, *arguments = shlex.split(line)
-        print("ok" if job(program, int(processes), Path(out), arguments) else "failed", flush=True)
+        PREPARE.get(program, lambda: None)()
+        well = job(program, int(processes), Path(out), arguments)
+        print("ok" if well else "failed", file=answers, flush=True)
 
 
 if __name__ == "__main__":
