@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optrace.errors import TraceError
 from optrace.trace.arrays import elements
+from optrace.trace.blocks import Blocks
 from optrace.trace.measure import fingerprint
 from optrace.trace.rank import event_data
 from optrace.trace.schema import PARAM_COLUMNS
@@ -111,6 +113,7 @@ def _other_tables(trace: Trace) -> list[str]:
 def _values(trace: Trace) -> list[str]:
     assert trace.rank_path is not None
     found = []
+    blocks = Blocks({0: trace.params_rows()})
     for step, paths in values_files(trace.rank_path).items():
         rows = trace.arrow("tensors", step=step, columns=["optimizer", "param", "quantity", "present", "fingerprint"])
         known = {f"{r['optimizer']}/{r['quantity']}/{r['param']}": r for r in rows.to_pylist()}
@@ -120,9 +123,21 @@ def _values(trace: Trace) -> list[str]:
                 row = known.get(key)
                 if row is None:
                     found.append(f"values/{path.name}: {key} has no row in tensors")
-                elif fingerprint(_hashed(file, key)) != row["fingerprint"] % 2**64:
+                elif fingerprint(_in_place(_hashed(file, key), blocks, row)) != row["fingerprint"] % 2**64:
                     found.append(f"values/{path.name}: {key} does not have the fingerprint of its row")
     return found
+
+
+def _in_place(values: Any, blocks: Blocks, row: dict[str, Any]) -> Any:
+    """A rank's block where it lies in the whole tensor, with zeros around it, which count nothing."""
+    held = blocks.split(row["optimizer"], row["param"], row["quantity"]).blocks
+    if not held or math.prod(held[0].shape) != values.size:
+        return values
+    whole = np.zeros(held[0].of, values.dtype)
+    whole[tuple(slice(o, o + n) for o, n in zip(held[0].offset, held[0].shape, strict=True))] = values.reshape(
+        held[0].shape
+    )
+    return whole
 
 
 def _hashed(file: ValuesFile, key: str) -> Any:
