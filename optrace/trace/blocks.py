@@ -81,9 +81,13 @@ class Blocks:
         """Optimizer and name of every parameter."""
         return iter(self._holders)
 
+    def known_on(self, param: str) -> set[int]:
+        """The ranks on which some optimizer has a parameter of this name, or a part of it."""
+        return {rank for (_, name), ranks in self._holders.items() if name == param for rank in ranks}
+
     def split(self, optimizer: int, param: str, quantity: str) -> Split:
         """How a tensor is spread; `param_in`, `state_in.x` and `grad_micro.k` lie as `param`, `state.x` and `grad`."""
-        key = (optimizer, param, _base(quantity))
+        key = (optimizer, param, base_quantity(quantity))
         found = self._splits.get(key)
         if found is None:
             found = self._splits[key] = self._split(key)
@@ -112,7 +116,8 @@ class Blocks:
         return Split(tuple(blocks), tuple(tuple(ranks) for ranks in holders), number_of)
 
 
-def _base(quantity: str) -> str:
+def base_quantity(quantity: str) -> str:
+    """The quantity that lies on the ranks as this one does: `param` for `param_in`, `grad` for `grad_micro.1`."""
     kind, dot, key = quantity.partition(".")
     if kind == "grad_micro":
         return "grad"

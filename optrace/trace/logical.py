@@ -18,6 +18,7 @@ from optrace.trace.merge import Merger
 from optrace.trace.reader import Trace
 from optrace.trace.schema import arrow_schema
 from optrace.trace.select import Selection
+from optrace.trace.unedited import rows_before
 from optrace.trace.whole import check_step, value_from_row
 
 if TYPE_CHECKING:
@@ -234,6 +235,8 @@ class LogicalTrace(Trace):
             merger = Merger(self.blocks, wanted, self.last_by_rank)
             for rank, member in self.members.items():
                 merger.add(rank, self._limited(member.stored(name, selection, merger.read, after)))
+            for rank, missing in merger.unedited().items():
+                merger.add(rank, rows_before(self.members[rank], missing, merger.read))
             rows = merger.table()
             self.incomplete |= merger.incomplete
             return rows

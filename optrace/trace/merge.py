@@ -14,6 +14,9 @@ from optrace.trace.blocks import NOWHERE, Blocks
 from optrace.trace.schema import SAMPLE_SLOTS, arrow_schema
 
 Ints = npt.NDArray[np.int64]
+Row = tuple[int, int, str, str]
+"""Step, optimizer, param, quantity."""
+
 KEYS = ("step", "optimizer", "group", "param", "quantity")
 
 _PARAM_BITS, _QUANTITY_BITS, _OPTIMIZER_BITS = 20, 10, 8
@@ -258,6 +261,27 @@ class Merger:
             if "sample" in given:
                 old, more = state["sample"][at], given["sample"]
                 state["sample"][at] = np.where(summed[:, None], old + more, np.where(np.isnan(old), more, old))
+
+    def unedited(self) -> dict[int, list[Row]]:
+        """Rows of what stood before a step that are missing because a rank's block was not edited, by rank.
+
+        Such rows (`param_in`) are written only where the values are not those of the row before. Where no holder of
+        a block has one and holders of others have, that block is as it was.
+        """
+        found: dict[int, list[Row]] = {}
+        if not self._state:
+            return found
+        before = [number for word, number in self._names.quantities.items() if _is_before(word)]
+        numbers_of = self._names.quantity_numbers(self._keys)
+        short = np.isin(numbers_of, before) & (self._state["count"] < self._state["wanted"])
+        for row in np.flatnonzero(short).tolist():
+            place, step = self._names.place(int(low_of(self._keys[row]))), int(step_of(self._keys[row]))
+            for number, ranks in enumerate(self._blocks.split(*place).holders):
+                if not int(self._state["seen"][row, number // 64]) >> (number % 64) & 1:
+                    for rank in ranks:
+                        if self._last.get(rank, {}).get(place[0], -1) >= step:
+                            found.setdefault(rank, []).append((step, *place))
+        return found
 
     def table(self) -> Any:
         """The merged rows, sorted by step, as a `pyarrow.Table` of `columns`."""
