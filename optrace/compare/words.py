@@ -175,7 +175,8 @@ def _first(report: DiffReport, first: Divergence) -> str:
         return f"{where}, {first.quantity.partition('.')[2]}; differs at {count_words(first.count, 'step')}"
     if first.quantity in ("step", "optimizer"):
         return where
-    where += f", {first.quantity} of {first.param}"
+    hyper = first.kind == "replica" and first.quantity.startswith("hyper.")
+    where += f", {first.quantity.partition('.')[2]}" if hyper else f", {first.quantity} of {first.param}"
     if first.kind == "replica":
         side, odd = (report.b, first.b) if first.b != "agree" else (report.a, first.a)
         where += f": {str(odd).removeprefix('apart: ')} in {side}"

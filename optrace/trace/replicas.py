@@ -25,20 +25,27 @@ _QUANTITIES = 6
 _NONE = -0x5851F42D4C957F2D
 """Stands for the bits of a gradient that was None."""
 
+_HOW = frozenset({"foreach", "fused", "capturable", "differentiable"})
+"""Options that say how a rule is carried out."""
+
 _ORDER = ("param_in", "state_in", "group_in", "grad_micro", "grad", "update", "group", "state", "param")
 """What a step takes in before what it makes."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The first step of an optimizer at which ranks hold different bits of what should be the same tensor."""
+    """The first step of an optimizer at which ranks hold different bits of what should be the same tensor.
+
+    Where all tensors agree, and each rank has its own part of the parameters: at which they use different
+    hyper-parameters.
+    """
 
     optimizer: int
     step: int
     quantity: str
-    """The first in the order in which a step computes."""
+    """The first in the order in which a step computes; `hyper.<key>` for a hyper-parameter."""
     params: tuple[str, ...]
-    """The parameters of which this quantity differs."""
+    """The parameters of which this quantity differs (of a hyper-parameter one that these ranks share)."""
     ranks: tuple[int, ...]
     """Those that differ from most (of two equal camps: from the lowest rank's)."""
     others: tuple[int, ...]
@@ -70,19 +77,43 @@ def drifts(trace: LogicalTrace) -> list[Drift]:
     for optimizer in sorted({index for steps in trace.last_by_rank.values() for index in steps}):
         last = max(steps.get(optimizer, -1) for steps in trace.last_by_rank.values())
         step = _first_step(trace, optimizer, last)
-        if step is not None:
+        apart = _first_apart(trace, optimizer)
+        if apart is not None and (step is None or apart.step < step):
+            found.append(apart)
+        elif step is not None:
             found.append(_describe(trace, optimizer, step))
     return sorted(found, key=lambda drift: (drift.step, drift.optimizer))
 
 
+def _first_apart(trace: LogicalTrace, optimizer: int) -> Drift | None:
+    """The first hyper-parameter that is not the same on ranks that have parts of the same parameters."""
+    names = [name for index, name in trace.blocks if index == optimizer]
+    for apart in hyper_apart(trace, optimizer):
+        if apart.key in _HOW:
+            continue
+        words = {rank: str(value) for rank, value in sorted(apart.by_rank.items())}
+        camps = Counter(words.values())
+        usual = next(word for word in words.values() if camps[word] == max(camps.values()))
+        odd = tuple(rank for rank, word in words.items() if word != usual)
+        others = tuple(rank for rank, word in words.items() if word == usual)
+        for name in names:
+            if not trace.blocks.known_on(name).isdisjoint(odd) and not trace.blocks.known_on(name).isdisjoint(others):
+                return Drift(optimizer, apart.step, f"hyper.{apart.key}", (name,), odd, others, len(names))
+    return None
+
+
 def hyper_apart(trace: LogicalTrace, optimizer: int) -> list[Apart]:
     """For each group and option the first step at which not all ranks used the same value."""
-    seen: dict[tuple[int, int, str], dict[int, Any]] = {}
     columns = ("step", "group", "key", "kind", "number", "text")
-    for rank, member in trace.members.items():
-        if optimizer not in trace.last_by_rank[rank]:
-            continue
-        rows = member.stored("groups", Selection.of(None, optimizer, None, None), columns)
+    last = min((steps[optimizer] for steps in trace.last_by_rank.values() if optimizer in steps), default=0)
+    ranks = [rank for rank, steps in trace.last_by_rank.items() if optimizer in steps]
+    selection = Selection.of((1, last), optimizer, None, None)
+    tables = {rank: trace.members[rank].stored("groups", selection, columns) for rank in ranks}
+    first = tables[ranks[0]] if ranks else None
+    if all(table.equals(first) for table in tables.values()):
+        return []
+    seen: dict[tuple[int, int, str], dict[int, Any]] = {}
+    for rank, rows in tables.items():
         for step, group, key, kind, number, text in zip(*(rows.column(c).to_pylist() for c in columns), strict=True):
             value = None if kind == "none" else text if kind in ("str", "other") else number
             seen.setdefault((step, group, key), {})[rank] = value

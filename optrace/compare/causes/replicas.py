@@ -107,6 +107,17 @@ def drift_cause(
             tuple(evidence),
             **common,
         )
+    if drift.quantity.startswith("hyper."):
+        key = drift.quantity.partition(".")[2]
+        first = next(one for one in hyper_apart(trace, drift.optimizer) if (one.step, one.key) == (drift.step, key))
+        return Cause(
+            "replica-drift",
+            f"{where}the ranks step parts of the same parameters with different hyper-parameters: {key} is"
+            f" {_values(first)} since step {drift.step}",
+            f"give all ranks the same {key}",
+            (f"{key} of group {first.group} is {_values(first)} at step {drift.step}",),
+            **common,
+        )
     apart = [one for one in hyper_apart(trace, drift.optimizer) if one.step <= drift.step or drift.step == 0]
     if apart:
         first = apart[0]
