@@ -85,9 +85,9 @@ static void compare_chunk(const Tensors *t, int64_t position, size_t n, double *
         const size_t size = ITEMSIZE[dtype], offset = (size_t)position * size;
         const char *a = (const char *)(uintptr_t)t->at[0][OWN] + offset;
         const char *b = (const char *)(uintptr_t)t->at[1][OWN] + offset;
-        unlike = count_unlike(dtype, a, b, n);
-        if (!unlike)
+        if (!memcmp(a, b, n * size))
             return;
+        unlike = count_unlike(dtype, a, b, n);
         if (found->first < 0)
             found->first = position + (int64_t)first_unlike(a, b, size);
         if (plain && alone && dtype == FLOAT32 && n == CHUNK) {
@@ -154,6 +154,12 @@ static void *compare_blocks(void *argument)
         Difference *found = &comparison->blocks[block];
         *found = EQUAL;
         const int64_t start = block * BLOCK, end = t->numel - start > BLOCK ? start + BLOCK : t->numel;
+        if (t->dtype[0][OWN] == t->dtype[1][OWN]) {
+            const size_t size = ITEMSIZE[t->dtype[0][OWN]], offset = (size_t)start * size;
+            if (!memcmp((const char *)(uintptr_t)t->at[0][OWN] + offset, (const char *)(uintptr_t)t->at[1][OWN] + offset,
+                        (size_t)(end - start) * size))
+                continue;
+        }
         for (int64_t position = start; position < end; position += CHUNK)
             compare_chunk(t, position, end - position < CHUNK ? (size_t)(end - position) : CHUNK, &most, found);
     }
