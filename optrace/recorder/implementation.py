@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ def optimizer_facts(optimizer: Any) -> dict[str, Any]:
     """What rank.json keeps of an optimizer, as JSON.
 
     Keys: class, module, source (sha256 of the class's source file, None where there is none), implementation (as
-    `implementation_of`), lr (`float` or `Tensor`), dtypes and devices of the parameters.
+    `implementation_of`, and `compiled` where torch.compile made the code of the step that runs: it rounds otherwise),
+    lr (`float` or `Tensor`), dtypes and devices of the parameters.
     """
     kind = type(optimizer)
     params = [param for group in optimizer.param_groups for param in group["params"]]
@@ -28,7 +31,7 @@ def optimizer_facts(optimizer: Any) -> dict[str, Any]:
         "class": kind.__name__,
         "module": kind.__module__,
         "source": _source_hash(kind),
-        "implementation": implementation_of(optimizer),
+        "implementation": implementation_of(optimizer) + (" compiled" if _is_compiled() else ""),
         "lr": rates[0] if len(rates) == 1 else rates or None,
         "dtypes": sorted({str(param.dtype).removeprefix("torch.") for param in params}),
         "devices": sorted({str(param.device) for param in params}),
@@ -53,6 +56,19 @@ def implementation_of(optimizer: Any) -> str:
         words.append("for-loop")
     words += [flag for flag in ("capturable", "differentiable") if group.get(flag)]
     return " ".join(words)
+
+
+def _is_compiled() -> bool:
+    """Whether the step that is running was called within what torch.compile compiled, by the frames that it adds."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name.startswith("torch_dynamo_resume_in_"):
+            return True
+        if code.co_name == "compile_wrapper" and code.co_filename.endswith("eval_frame.py"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_foreach_default(group: dict[str, Any]) -> bool:

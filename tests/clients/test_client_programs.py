@@ -96,6 +96,7 @@ def test_compiled_model_and_step(client):
     run.check([4])
     assert run.names() == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert run.steps("loss") == run.printed("loss")
+    assert run.trace.rank_info["optimizers"][0]["implementation"] == "for-loop compiled"
 
 
 def test_policy_gradient_with_lr_written_by_hand(client):
