@@ -29,7 +29,7 @@ def reduce_all(model, left_out=()):
 
 
 def flip_bit(param, index):
-    bits = param.data.view(torch.int32).view(-1)
+    bits = getattr(param, "_local_tensor", param.data).detach().view(torch.int32).view(-1)
     bits[index] ^= 1 << 3
 
 
@@ -49,7 +49,7 @@ def prepare(fault):
     if fault.startswith("fsdp2"):
         sharded(model, init_device_mesh("cpu", (world,)))
     wrapped = model if by_hand or fault.startswith("fsdp2") else DistributedDataParallel(model)
-    lr = OPTIONS["lr"] * (2 if fault == "other-lr" and rank == 1 else 1)
+    lr = OPTIONS["lr"] * (2 if "other-lr" in fault and rank == 1 else 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     if fault in ("resumed", "older-step"):
         for step in range(1, 3 if fault == "older-step" and rank == 1 else 4):  # what a checkpoint would bring
@@ -72,7 +72,7 @@ def run(fault, model, wrapped, optimizer, by_hand):
                 param.grad.copy_(grad)
         if "clip" in fault:
             clip(list(model.parameters()), fault)
-        if fault == "bit-flip" and step == 3 and rank == 1:
+        if "bit-flip" in fault and step == 3 and rank == 1:
             flip_bit(model.blocks[0].attention.wq.weight, 7)
         if fault == "killed" and step == 3 and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)

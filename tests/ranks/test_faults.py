@@ -32,6 +32,8 @@ BITS = "blocks.0.attention.wq.weight"
         ("bit-flip", "ddp", "replica-drift", 3, f"values of {BITS} since step 3"),
         ("older-step", "resumed", "replica-drift", 0, "step counter is 3 on rank 0, 2 on rank 1"),
         ("fsdp2-clip-local", "fsdp2-clip", "grad-clip", 1, "each rank clips by another total norm"),
+        ("fsdp2-other-lr", "fsdp2", "replica-drift", 1, "lr is 0.003 on rank 0, 0.006 on rank 1 since step 1"),
+        ("fsdp2-bit-flip", "fsdp2", "param-outside", 3, f"{BITS} changed outside the optimizer before step 3"),
     ],
 )
 def test_a_fault_of_one_rank_is_found_and_named(faults, fault, against, code, step, words):
@@ -39,7 +41,7 @@ def test_a_fault_of_one_rank_is_found_and_named(faults, fault, against, code, st
     assert not report.same and report.first.step == step, str(report)
     assert report.causes[0].code == code and words in report.causes[0].summary, str(report)
     assert report.causes[0].fix
-    if fault != "fsdp2-clip-local":
+    if code in ("grad-unreduced", "replica-drift"):
         assert report.first.kind == "replica" and "rank 1" in report.first.b
 
 
@@ -65,6 +67,7 @@ def test_the_report_says_which_ranks_part_and_how_to_look_at_them(faults):
         ("other-lr", "replica-drift", "lr is 0.003 on rank 0, 0.006 on rank 1"),
         ("bit-flip", "replica-drift", "param changed between two steps on rank 1 alone"),
         ("older-step", "replica-drift", "the step counter is 3 on rank 0, 2 on rank 1"),
+        ("fsdp2-other-lr", "replica-drift", "lr is 0.003 on rank 0, 0.006 on rank 1 since step 1"),
         ("fsdp2-clip-local", "clip-by-rank", "each rank clips the gradients of AdamW by another total norm"),
     ],
 )
@@ -93,7 +96,24 @@ def test_of_many_ranks_the_one_that_differs_from_most_is_named(layouts, faults, 
     assert f"optrace diff {run}@rank=0 {run}@rank=2" in str(report)
 
 
-@pytest.mark.parametrize("sound", ["ddp", "by-hand", "resumed", "fsdp2-clip"])
+def test_what_was_edited_in_one_shard_stands_beside_what_the_others_had(faults):
+    """`param_in` is written by the rank that edited; the whole holds the other rank's values of the step before."""
+    trace = optrace.open(faults / "fsdp2-bit-flip")
+    row = trace.table("tensors", step=3, param=BITS, quantity="param_in").iloc[0]
+    before, shard = (
+        one.table("tensors", step=2, param=BITS, quantity="param").iloc[0] for one in (trace, trace.rank(1))
+    )
+    edited = trace.rank(1).table("tensors", step=3, param=BITS, quantity="param_in").iloc[0]
+    assert trace.rank(0).table("tensors", step=3, quantity="param_in").empty and trace.incomplete == {}
+    assert (
+        row["numel"] == 256
+        and row["fingerprint"] - before["fingerprint"] == edited["fingerprint"] - shard["fingerprint"]
+    )
+    (drift,) = optrace.open(faults / "fsdp2-other-lr").drifts
+    assert (drift.step, drift.quantity, drift.ranks, drift.others) == (1, "hyper.lr", (1,), (0,))
+
+
+@pytest.mark.parametrize("sound", ["ddp", "by-hand", "resumed", "fsdp2-clip", "fsdp2"])
 def test_ranks_that_agree_are_not_accused(faults, sound):
     assert optrace.open(faults / sound).drifts == []
     assert set(optrace.lint(faults / sound).codes) <= {"decay-on-norms"}
