@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optrace.reference.arithmetic import rounding as rounding
     from optrace.reference.asgd import ASGD as ASGD
     from optrace.reference.lbfgs import LBFGS as LBFGS
+    from optrace.reference.lion import Lion as Lion
     from optrace.reference.muon import Muon as Muon
     from optrace.reference.nadam import NAdam as NAdam
     from optrace.reference.optimizer import Optimizer as Optimizer
@@ -37,6 +38,7 @@ _HOME = {
     "AdamW": "adamw",
     "Adamax": "adamax",
     "LBFGS": "lbfgs",
+    "Lion": "lion",
     "Muon": "muon",
     "NAdam": "nadam",
     "Optimizer": "optimizer",
@@ -63,6 +65,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Lion",
     "Muon",
     "NAdam",
     "Optimizer",

@@ -284,6 +284,12 @@ def maximum(a: Array, b: Array) -> Array:
 
 
 @_operation
+def sign(a: Array) -> Array:
+    """-1, 0 or 1; 0 where it is NaN, as torch has it."""
+    return np.asarray((a > 0).astype(a.dtype) - (a < 0).astype(a.dtype))
+
+
+@_operation
 def absolute(a: Array) -> Array:
     """`|a|`."""
     return np.abs(a)

@@ -1,7 +1,7 @@
 """Update rules with switches: what torch computes and what people write instead, in plain float64 NumPy.
 
 The reference rules say how torch rounds; these say which arithmetic was meant. Every switch at its default is the
-torch rule (a test compares them), and each other position is a mistake or a dialect that occurs in real code. All
+reference's rule (a test compares them), and each other position is a mistake or a dialect that occurs in real code. All
 functions are pure, `(param, grad, state, hyper, switches) -> (param, state)`, compute in float64 and return the
 parameter's dtype; elementwise where the rule is, so that they work on samples of tensors too.
 """
@@ -20,33 +20,21 @@ from optrace.reference.families_frame import (
     Result,
     State,
     Switches,
-    decay_after,
-    decay_before,
-    decay_kind,
-    gradient,
-    idle,
+    framed,
     moments,
-    rounded,
     wide,
 )
-from optrace.reference.families_other import adadelta, adafactor, muon, rprop
+from optrace.reference.families_other import adadelta, adafactor, lion, muon, rprop
 
 
-def sgd(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="coupled")
+def sgd(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """SGD. Switches: momentum (sum, average, lr-inside), first (whole, dampened), nesterov (None as the option says,
-    on, off; minus, twice where the option is on), dampening (None), decay (coupled, decoupled, after-momentum,
-    after-update, missing, without-lr, wrong-sign), none_grad (skip, zero, decay), sign, and any hyper-parameter by its
-    name.
+    on, off; minus, twice where the option is on), dampening (None as the option says, or a number), decay (coupled,
+    decoupled, after-momentum, after-update, missing, without-lr, wrong-sign), none_grad (skip, zero, decay), sign.
     """
-    hyper = {**hyper, **{k: v for k, v in switches.items() if k in hyper and k not in ("momentum", "nesterov")}}
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay = switches.get("decay", "coupled")
-    old = wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     mu, lr = float(hyper.get("momentum", 0.0)), float(hyper["lr"])
-    damp = float(hyper.get("dampening", 0.0))
+    damp = float(switches.get("dampening", hyper.get("dampening", 0.0)))
     kept: dict[str, Any] = {}
     direction, rate = g, lr
     if mu:
@@ -58,7 +46,7 @@ def sgd(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: 
             buffer = g if whole else share * g
         else:
             buffer = mu * wide(buffer) + share * g
-        kept["momentum_buffer"] = buffer.astype(param.dtype)
+        kept["momentum_buffer"] = buffer
         rate = 1.0 if form == "lr-inside" else lr
         scaled = lr * g if form == "lr-inside" else g
         look = "on" if hyper.get("nesterov") else "off"
@@ -70,27 +58,21 @@ def sgd(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: 
             "minus": scaled - mu * buffer,
             "twice": buffer + mu * buffer,
         }[look]
-    new = decay_after(old, p - rate * direction, hyper, decay)
-    return new.astype(param.dtype), kept
+    return p - rate * direction, kept
 
 
-def adam(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
-    """Adam and AdamW. Switches: eps (outside, inside, inside-uncorrected, before-correction, missing), bias (both,
-    none, first, second), betas (torch, swapped, first-for-both, second-for-both, exchanged-shares), counter (added
-    to t), amsgrad (None as the option says, on, off; corrected
-    where the option is on), decay (as in `sgd`; None as the option
-    `decoupled_weight_decay` says), none_grad, sign, root (sqrt, missing), square (squared, absolute).
+@framed(decay="coupled")
+def adam(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
+    """Adam and AdamW. Switches: eps (outside, inside, inside-squared, inside-uncorrected, before-correction, least,
+    missing), bias (both, none, first, second, second-for-both, unrooted: v is corrected after its root was taken),
+    betas (as in `chosen_betas`), counter (added to t), amsgrad (None as the option says, on, off; corrected where the
+    option is on), decay (as in `sgd`; None as the option `decoupled_weight_decay` says), none_grad, sign, root (sqrt,
+    missing), square (squared, absolute).
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay = decay_kind(hyper, switches)
-    old = wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     first, second, at, m, v, kept = moments(g, state, hyper, switches)
     bias = switches.get("bias", "both")
-    one = 1 - first**at if bias in ("both", "first") else 1.0
-    two = 1 - second**at if bias in ("both", "second") else 1.0
+    one = 1.0 if bias in ("none", "second") else 1 - (second if bias == "second-for-both" else first) ** at
+    two = 1.0 if bias in ("none", "first") else 1 - second**at
     look = "on" if hyper.get("amsgrad") else "off"
     if "amsgrad" in switches and not (switches["amsgrad"] == "corrected" and look == "off"):
         look = switches["amsgrad"]
@@ -104,28 +86,26 @@ def adam(param: Array, grad: Array | None, state: State, hyper: Hyper, switches:
     place = switches.get("eps", "outside")
     with np.errstate(all="ignore"):
         power = 1.0 if switches.get("root") == "missing" else 0.5
-        bottom = {
-            "outside": (used / two) ** power + eps,
-            "inside": (used / two + eps) ** power,
-            "inside-uncorrected": ((used + eps) / two) ** power,
-            "before-correction": (used**power + eps) / two**power,
-            "missing": (used / two) ** power,
-        }[place]
+        root = (used / (two * two if bias == "unrooted" else two)) ** power
+        if place == "outside":
+            bottom = root + eps
+        elif place in ("inside", "inside-squared"):
+            bottom = (used / two + (eps if place == "inside" else eps * eps)) ** power
+        elif place == "inside-uncorrected":
+            bottom = ((used + eps) / two) ** power
+        elif place == "before-correction":
+            bottom = (used**power + eps) / two**power
+        else:
+            bottom = np.maximum(root, eps) if place == "least" else root
         new = p - lr * (m / one) / bottom
-    new = decay_after(old, new, hyper, decay)
-    return rounded(param, new, kept)
+    return new, kept
 
 
-def rmsprop(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="coupled")
+def rmsprop(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """RMSprop. Switches: eps (outside, inside, missing), share (torch, exchanged), momentum (torch, lr-inside, off),
     centered (None as the option says, on, off), decay, none_grad, sign.
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay = switches.get("decay", "coupled")
-    old = wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     alpha = float(hyper["alpha"]) if switches.get("share", "torch") == "torch" else 1 - float(hyper["alpha"])
     v = alpha * wide(state.get("square_avg", 0.0)) + (1 - alpha) * g * g
     kept: dict[str, Any] = {"step": np.float64(float(state.get("step", 0.0)) + 1), "square_avg": v}
@@ -144,20 +124,14 @@ def rmsprop(param: Array, grad: Array | None, state: State, hyper: Hyper, switch
         share = lr if form == "lr-inside" else 1.0
         direction = kept["momentum_buffer"] = mu * wide(state.get("momentum_buffer", 0.0)) + share * direction
         lr = 1.0 if form == "lr-inside" else lr
-    new = decay_after(old, p - lr * direction, hyper, decay)
-    return rounded(param, new, kept)
+    return p - lr * direction, kept
 
 
-def adagrad(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="coupled")
+def adagrad(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """Adagrad. Switches: eps (outside, inside, missing), lr_decay (torch, from-one, missing), decay, none_grad,
     sign.
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay = switches.get("decay", "coupled")
-    old = wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     t = float(state.get("step", 0.0)) + 1
     total = wide(state.get("sum", hyper.get("initial_accumulator_value", 0.0))) + g * g
     late = {"torch": t - 1, "from-one": t, "missing": 0.0}[switches.get("lr_decay", "torch")]
@@ -165,9 +139,9 @@ def adagrad(param: Array, grad: Array | None, state: State, hyper: Hyper, switch
     eps, place = float(hyper["eps"]), switches.get("eps", "outside")
     with np.errstate(all="ignore"):
         bottom = np.sqrt(total + eps) if place == "inside" else np.sqrt(total) + (0.0 if place == "missing" else eps)
-        new = decay_after(old, p - rate * g / bottom, hyper, decay)
+        new = p - rate * g / bottom
     kept = {"step": np.float64(t), "sum": total}
-    return rounded(param, new, kept)
+    return new, kept
 
 
 FAMILIES: dict[str, Family] = {
@@ -183,5 +157,6 @@ FAMILIES: dict[str, Family] = {
     "rprop": rprop,
     "adafactor": adafactor,
     "muon": muon,
+    "lion": lion,
 }
 """The rule's name -> its function with switches."""

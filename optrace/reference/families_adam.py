@@ -10,27 +10,17 @@ from optrace.reference.families_frame import (
     Result,
     State,
     Switches,
-    decay_after,
-    decay_before,
-    decay_kind,
-    gradient,
-    idle,
+    framed,
     moments,
-    rounded,
     wide,
 )
 
 
-def adamax(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="coupled")
+def adamax(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """Adamax. Switches: eps (inside, outside, missing), bias (first, none, both), norm (largest, undecayed, average),
     betas (torch, swapped), counter (added to t), decay (as in `sgd`), none_grad, sign.
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay = switches.get("decay", "coupled")
-    old = wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     first, second, at, m, _, kept = moments(g, state, hyper, switches)
     del kept["exp_avg_sq"]
     eps, place = float(hyper["eps"]), switches.get("eps", "inside")
@@ -44,19 +34,15 @@ def adamax(param: Array, grad: Array | None, state: State, hyper: Hyper, switche
     with np.errstate(all="ignore"):
         bottom = (norm / (1 - second**at) if bias == "both" else norm) + (eps if place == "outside" else 0.0)
         new = p - float(hyper["lr"]) / (1.0 if bias == "none" else 1 - first**at) * m / bottom
-    return rounded(param, decay_after(old, new, hyper, decay), kept)
+    return new, kept
 
 
-def nadam(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="coupled")
+def nadam(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """NAdam. Switches: eps (outside, inside, missing), bias (both, first), schedule (torch, constant), ahead (next,
     present), product (running, power), gradient (present, missing), betas, counter, square (as in `adam`), decay,
     none_grad, sign.
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay, old = decay_kind(hyper, switches), wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     first, second, at, m, v, kept = moments(g, state, hyper, switches)
     falls = float(hyper.get("momentum_decay", 4e-3)) if switches.get("schedule", "torch") == "torch" else None
 
@@ -74,19 +60,15 @@ def nadam(param: Array, grad: Array | None, state: State, hyper: Hyper, switches
         new = p - lr * ahead / (1 - used * ahead) * m / bottom
         if switches.get("gradient", "present") == "present":
             new = new - lr * (1 - here) / (1 - used) * g / bottom
-    return rounded(param, decay_after(old, new, hyper, decay), kept)
+    return new, kept
 
 
-def radam(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="coupled")
+def radam(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """RAdam. Switches: eps (before-correction, outside, inside, missing), threshold (5), below (momentum, nothing,
     uncorrected), rectifier (torch, missing, inverted), longest (added to rho_inf), bias (both, none), betas, counter,
     square (as in `adam`), decay, none_grad, sign.
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay, old = decay_kind(hyper, switches), wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     first, second, at, m, v, kept = moments(g, state, hyper, switches)
     lr, eps, two = float(hyper["lr"]), float(hyper["eps"]), 1 - second**at
     mean = m / (1 - first**at) if switches.get("bias", "both") == "both" else m
@@ -105,4 +87,4 @@ def radam(param: Array, grad: Array | None, state: State, hyper: Hyper, switches
             new = p - lr * mean * share / bottom
         else:
             new = p - lr * {"momentum": mean, "nothing": 0.0 * m, "uncorrected": m}[switches.get("below", "momentum")]
-    return rounded(param, decay_after(old, new, hyper, decay), kept)
+    return new, kept

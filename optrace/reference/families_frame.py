@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ Hyper = Mapping[str, Any]
 Switches = Mapping[str, Any]
 Result = tuple[Array, dict[str, Any]]
 Family = Callable[[Array, Array | None, State, Hyper, Switches], Result]
+Middle = Callable[[Array, Array, State, Hyper, Switches], Result]
+"""What a rule is between the gradient and the new parameter, all in float64: `(p, g, ...) -> (new p, state)`."""
 
 
 def wide(array: Any) -> Array:
@@ -67,22 +70,26 @@ def decay_after(old: Array, new: Array, hyper: Hyper, kind: str) -> Array:
     return new
 
 
-def moments(
-    g: Array, state: State, hyper: Hyper, switches: Switches
-) -> tuple[float, float, float, Array, Array, dict[str, Any]]:
-    """Both betas, t, and the two running averages of Adam and its relatives, also as the state to keep.
-
-    Switches: betas (torch, swapped, first-for-both, second-for-both, exchanged-shares), counter (added to t, at least
-    1), square (squared, absolute).
-    """
+def chosen_betas(hyper: Hyper, switches: Switches) -> tuple[float, float]:
+    """Both betas as the switch `betas` has them: torch, swapped, first-for-both, second-for-both, exchanged-shares."""
     first, second = (float(b) for b in hyper["betas"])
-    first, second = {
+    return {
         "torch": (first, second),
         "swapped": (second, first),
         "first-for-both": (first, first),
         "second-for-both": (second, second),
         "exchanged-shares": (1 - first, 1 - second),
     }[switches.get("betas", "torch")]
+
+
+def moments(
+    g: Array, state: State, hyper: Hyper, switches: Switches
+) -> tuple[float, float, float, Array, Array, dict[str, Any]]:
+    """Both betas, t, and the two running averages of Adam and its relatives, also as the state to keep.
+
+    Switches: betas (as in `chosen_betas`), counter (added to t, at least 1), square (squared, absolute).
+    """
+    first, second = chosen_betas(hyper, switches)
     t = float(state.get("step", 0.0)) + 1
     m = first * wide(state.get("exp_avg", 0.0)) + (1 - first) * g
     v = second * wide(state.get("exp_avg_sq", 0.0)) + (1 - second) * (np.abs(g) if switches.get("square") else g * g)
@@ -90,9 +97,26 @@ def moments(
     return first, second, max(t + switches.get("counter", 0), 1.0), m, v, kept
 
 
-def decay_kind(hyper: Hyper, switches: Switches) -> str:
-    """Where weight decay acts: as the switch says, else as the option `decoupled_weight_decay` does."""
-    return str(switches.get("decay") or ("decoupled" if hyper.get("decoupled_weight_decay") else "coupled"))
+def framed(decay: str) -> Callable[[Middle], Family]:
+    """Put around the middle of a rule what all have: None and the sign of gradients, weight decay, the dtype.
+
+    `decay` is where weight decay acts where neither a switch nor the option `decoupled_weight_decay` says it.
+    """
+
+    def frame(middle: Middle) -> Family:
+        @functools.wraps(middle)
+        def family(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+            g = gradient(param, grad, hyper, switches)
+            if g is None:
+                return idle(param, state, hyper, switches)
+            kind = str(switches.get("decay") or ("decoupled" if hyper.get("decoupled_weight_decay") else decay))
+            p, g = decay_before(wide(param), g, hyper, kind)
+            new, kept = middle(p, g, state, hyper, switches)
+            return rounded(param, decay_after(wide(param), new, hyper, kind), kept)
+
+        return family
+
+    return frame
 
 
 def rounded(param: Array, new: Array, kept: Mapping[str, Any]) -> Result:

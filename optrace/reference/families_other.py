@@ -1,4 +1,4 @@
-"""Adadelta, Rprop, Adafactor and Muon with switches: torch's rules, and what people write instead (see `families`)."""
+"""Adadelta, Rprop, Lion, Adafactor and Muon with switches, and what people write instead (see `families`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from optrace.reference.families_frame import (
     Result,
     State,
     Switches,
+    chosen_betas,
     decay_after,
     decay_before,
+    framed,
     gradient,
     idle,
     rounded,
@@ -23,15 +25,11 @@ from optrace.reference.families_frame import (
 from optrace.reference.muon import adjusted_lr, orthogonal
 
 
-def adadelta(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="coupled")
+def adadelta(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """Adadelta. Switches: eps (inside, outside, missing), deltas (before, after: those of this step count already,
     scaled: with lr, none: not used), share (torch, exchanged), lr (used, ignored), decay, none_grad, sign.
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
-    decay, old = switches.get("decay", "coupled"), wide(param)
-    p, g = decay_before(old, g, hyper, decay)
     rho = float(hyper["rho"]) if switches.get("share", "torch") == "torch" else 1 - float(hyper["rho"])
     eps, place, deltas = float(hyper["eps"]), switches.get("eps", "inside"), switches.get("deltas", "before")
     lr = float(hyper["lr"]) if switches.get("lr", "used") == "used" else 1.0
@@ -41,7 +39,7 @@ def adadelta(param: Array, grad: Array | None, state: State, hyper: Hyper, switc
         return np.asarray(np.sqrt(square) + small if place == "outside" else np.sqrt(square + small))
 
     v = rho * wide(state.get("square_avg", 0.0)) + (1 - rho) * g * g
-    past = wide(state.get("acc_delta", np.zeros(param.shape)))
+    past = wide(state.get("acc_delta", np.zeros_like(p)))
     with np.errstate(all="ignore"):
         delta = g / root(v) if deltas == "none" else root(past) / root(v) * g
         counted = lr * delta if deltas == "scaled" else delta
@@ -49,20 +47,18 @@ def adadelta(param: Array, grad: Array | None, state: State, hyper: Hyper, switc
         if deltas == "after":
             delta = root(after) / root(v) * g
     kept = {"step": np.float64(float(state.get("step", 0.0)) + 1), "square_avg": v, "acc_delta": after}
-    return rounded(param, decay_after(old, p - lr * delta, hyper, decay), kept)
+    return p - lr * delta, kept
 
 
-def rprop(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:
+@framed(decay="missing")
+def rprop(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """Rprop. Switches: turn (rest, go-on: moves after a change of sign, keep: rests but remembers the gradient, back:
     takes the last move back), etas (torch, exchanged), limits (both, none), lr (start, always: each size times the
     present lr), none_grad, sign.
     """
-    g = gradient(param, grad, hyper, switches)
-    if g is None:
-        return idle(param, state, hyper, switches)
     down, up = hyper["etas"] if switches.get("etas", "torch") == "torch" else hyper["etas"][::-1]
-    p, last = wide(param), wide(state.get("prev", np.zeros(param.shape)))
-    start = wide(state.get("step_size", np.full(param.shape, float(hyper["lr"]))))
+    last = wide(state.get("prev", np.zeros_like(p)))
+    start = wide(state.get("step_size", np.full_like(p, float(hyper["lr"]))))
     agreement = g * last
     size = start * np.where(agreement > 0, up, np.where(agreement < 0, down, 1.0))
     if switches.get("limits", "both") == "both":
@@ -77,7 +73,20 @@ def rprop(param: Array, grad: Array | None, state: State, hyper: Hyper, switches
         "prev": g if turn == "keep" else rested,
         "step_size": size,
     }
-    return rounded(param, new, kept)
+    return new, kept
+
+
+@framed(decay="decoupled")
+def lion(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
+    """Lion. Switches: betas (torch, swapped, first-for-both, second-for-both), look (before, after: along the average
+    that counts the gradient already), move (sign, whole), decay (as in `sgd`), none_grad, sign.
+    """
+    first, second = chosen_betas(hyper, switches)
+    m = wide(state.get("exp_avg", np.zeros_like(p)))
+    kept = second * m + (1 - second) * g
+    along = first * (kept if switches.get("look", "before") == "after" else m) + (1 - first) * g
+    way = np.sign(along) if switches.get("move", "sign") == "sign" else along
+    return p - float(hyper["lr"]) * way, {"exp_avg": kept}
 
 
 def adafactor(param: Array, grad: Array | None, state: State, hyper: Hyper, switches: Switches) -> Result:

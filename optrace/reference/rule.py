@@ -23,11 +23,12 @@ class Rule:
     """The arithmetic of one optimizer, as a pure function of one parameter.
 
     Attributes:
-        name: torch's class name in lower case, `"sgd"`.
+        name: the class name in lower case, `"sgd"`; torch's where torch has the optimizer.
         defaults: every option that enters the arithmetic, with torch's default.
         state_keys: the keys that `state` can hold, in torch's names.
         elementwise: each element's future depends on that element alone (and on 0-d state), so that the rule can be
             replayed from a few sampled elements of a tensor.
+        jumps: the update jumps where some argument changes its sign: there a last bit decides where an element goes.
         step: `(param, grad, state, hyper) -> (param, state)`. `param` and `grad` are ndarrays of one shape and dtype
             (`grad` None: nothing happens); `state` is what the last step returned, `{}` before the first; `hyper` maps
             option names to values and may hold more than the rule reads (a whole param group). Nothing is written in
@@ -39,6 +40,7 @@ class Rule:
     state_keys: tuple[str, ...]
     elementwise: bool
     step: Step
+    jumps: bool = False
 
 
 RULES: dict[str, Rule]  # built on first use, by __getattr__
@@ -59,6 +61,7 @@ _MODULES = (
     "adafactor",
     "muon",
     "lbfgs",
+    "lion",
 )
 
 
@@ -71,7 +74,7 @@ def __getattr__(name: str) -> Any:
 
 
 def rule(name: str) -> Rule:
-    """The rule of a torch optimizer, by its class name in any case (`"sgd"`, `"AdamW"`).
+    """The rule of an optimizer, by its class name in any case (`"sgd"`, `"AdamW"`).
 
     Raises:
         OptraceError: there is no such rule; the message names those that are spelled nearly so.

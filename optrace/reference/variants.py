@@ -10,7 +10,7 @@ from typing import Any
 
 from optrace.reference.variant import EPS_WORDS, Variant, common, decays, eps
 from optrace.reference.variants_adam import ADAMAX, NADAM, RADAM
-from optrace.reference.variants_other import ADADELTA, ADAFACTOR, MUON, RPROP
+from optrace.reference.variants_other import ADADELTA, ADAFACTOR, LION, MUON, RPROP
 
 
 def _sgd(name: str, code: str, does: str, torch_does: str, mend: str, **switches: Any) -> Variant:
@@ -102,6 +102,8 @@ def _adam(rule: str) -> tuple[Variant, ...]:
         ),
         eps(rule, "before-correction", "adds eps before bias correction, (sqrt(v) + eps)/sqrt(1 - beta2^t)"),
         eps(rule, "missing", "divides by sqrt(v_hat) alone"),
+        eps(rule, "inside-squared", "adds eps*eps inside the root, sqrt(v_hat + eps^2)"),
+        eps(rule, "least", "takes eps for a least divisor, max(sqrt(v_hat), eps)"),
         make("no-correction", "rule-bias-correction", "corrects no bias", corrected, mend_bias, bias="none"),
         make(
             "first-corrected",
@@ -118,6 +120,22 @@ def _adam(rule: str) -> tuple[Variant, ...]:
             corrected,
             mend_bias,
             bias="second",
+        ),
+        make(
+            "second-correction-for-both",
+            "rule-bias-correction",
+            "divides both moments by 1 - beta2^t",
+            corrected,
+            mend_bias,
+            bias="second-for-both",
+        ),
+        make(
+            "corrected-after-the-root",
+            "rule-bias-correction",
+            "divides sqrt(v) by 1 - beta2^t, after the root",
+            corrected,
+            mend_bias,
+            bias="unrooted",
         ),
         make("betas-swapped", "rule-betas", "exchanges the two betas", uses, "exchange the betas", betas="swapped"),
         make(
@@ -249,6 +267,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     "rprop": (*RPROP, *common("rprop")[:2]),
     "adafactor": (*ADAFACTOR, *decays("adafactor", coupled=False), *common("adafactor")),
     "muon": (*MUON, *decays("muon", coupled=False), *common("muon")),
+    "lion": (*LION, *decays("lion", coupled=False), *common("lion")),
 }
 """rule -> its variants, the commonest mistakes first."""
 

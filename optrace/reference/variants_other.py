@@ -1,4 +1,4 @@
-"""What wrong implementations of Adadelta, Rprop, Adafactor and Muon most likely do (see `variants`)."""
+"""What wrong implementations of Adadelta, Rprop, Adafactor, Muon and Lion most likely do (see `variants`)."""
 
 from __future__ import annotations
 
@@ -260,7 +260,45 @@ _MUON: tuple[Line, ...] = (
     ),
 )
 
+_LOOKS = "takes the sign of {beta1}*m + {rest_beta1}*g, then m = {beta2}*m + {rest_beta2}*g"
+_LION: tuple[Line, ...] = (
+    ("betas-swapped", "rule-betas", "exchanges the two betas", _LOOKS, "exchange the betas", {"betas": "swapped"}),
+    (
+        "beta1-for-both",
+        "rule-betas",
+        "uses beta1 twice",
+        _LOOKS,
+        "use beta2 for the average that is kept",
+        {"betas": "first-for-both"},
+    ),
+    (
+        "beta2-for-both",
+        "rule-betas",
+        "uses beta2 twice",
+        _LOOKS,
+        "use beta1 for the direction",
+        {"betas": "second-for-both"},
+    ),
+    (
+        "averages-first",
+        "rule-momentum-form",
+        "counts the gradient in m before it takes the sign",
+        _LOOKS,
+        "update m after the parameter",
+        {"look": "after"},
+    ),
+    (
+        "no-sign",
+        "rule-unknown",
+        "moves along the average itself, p = p - lr*({beta1}*m + {rest_beta1}*g)",
+        _LOOKS,
+        "take the sign of the average",
+        {"move": "whole"},
+    ),
+)
+
 ADADELTA = table("adadelta", _ADADELTA)
 RPROP = table("rprop", _RPROP)
 ADAFACTOR = table("adafactor", _ADAFACTOR)
 MUON = table("muon", _MUON)
+LION = table("lion", _LION)

@@ -34,8 +34,13 @@ OPTIONS = {
         {"lr": 0.1, "weight_decay": 0.1, "eps": 1e-3},
         {"lr": 0.1, "amsgrad": True, "betas": (0.8, 0.9), "maximize": True},
         {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+        {"lr": 0.1, "eps": 1.0},
     ],
-    "adamw": [{"lr": 0.1, "weight_decay": 0.3, "eps": 1e-3}, {"lr": 0.1, "amsgrad": True, "betas": (0.8, 0.9)}],
+    "adamw": [
+        {"lr": 0.1, "weight_decay": 0.3, "eps": 1e-3},
+        {"lr": 0.1, "eps": 1.0},
+        {"lr": 0.1, "amsgrad": True, "betas": (0.8, 0.9)},
+    ],
     "rmsprop": [
         {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "eps": 1e-3},
         {"lr": 0.01, "centered": True, "alpha": 0.9, "eps": 1e-2},
@@ -65,6 +70,7 @@ OPTIONS = {
         {"lr": 0.1, "momentum": 0.5, "nesterov": False, "weight_decay": 0.5},
         {"lr": 0.1, "adjust_lr_fn": "match_rms_adamw"},
     ],
+    "lion": [{"lr": 0.1, "weight_decay": 0.3, "betas": (0.6, 0.9)}, {"lr": 0.01, "betas": (0.3, 0.8)}],
 }
 SHAPES = {"adafactor": [(4, 3)], "muon": [(4, 3), (3, 4)]}
 """Of the parameter, where it is not [(9,)]."""
@@ -89,8 +95,8 @@ def grads(shape):
 def torch_run(rule, options, shape):
     """Parameters and state after each step, and the options that torch's group held."""
     p = torch.from_numpy(start(shape)).requires_grad_()
-    loop = {} if rule == "muon" else {"foreach": False}
-    optimizer = TORCH[rule]([p], **loop, **options)
+    loop = {} if rule in ("muon", "lion") else {"foreach": False}
+    optimizer = (TORCH.get(rule) or pytest.importorskip("lion_pytorch").Lion)([p], **loop, **options)
     outs = []
     hyper = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     for step, g in enumerate(grads(shape)):
