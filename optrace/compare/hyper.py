@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optrace.compare.arrow import coded, integers, numbers, texts
-from optrace.compare.match import Matching
+from optrace.compare.match import Matching, Pair
 from optrace.compare.missing import MISSING as MISSING
 from optrace.compare.names import SYNONYMS, Renaming, match_hyper
 from optrace.compare.source import Source
@@ -123,9 +123,14 @@ class HyperComparison:
         self.compared = 0
         """Values compared."""
         self._begin: dict[int, int] = {}
-        self._written = [
+        self._one_class = [pair.class_a == pair.class_b and _one_module(a, b, pair) for pair in matching.pairs]
+        self.written = [
             _written(a, pair.a) & {renaming.name(key) for key in _written(b, pair.b)} for pair in matching.pairs
         ]
+
+    def set_by_user(self, found: HyperDifference) -> bool:
+        """Whether an option is none that step() itself writes, as Prodigy does with d."""
+        return found.key not in self.written[found.pair]
 
     def stretch(self, low: int, high: int) -> dict[tuple[int, int, int], NDArray[np.int64]]:
         """Compare steps low to high (A's); by (pair, group of A, of B) the steps at which a deciding option differs.
@@ -209,7 +214,7 @@ class HyperComparison:
             row_a = _by_step(rows_a, own_a, codes_a[name_a], steps) if name_a is not None else nowhere
             row_b = _by_step(rows_b, own_b, codes_b[name_b], steps) if name_b is not None else nowhere
             wrong = _unequal(rows_a, rows_b, row_a, row_b)
-            if name_a in self._written[pair]:  # whoever made the optimizer set it before the first step alone
+            if name_a in self.written[pair]:  # whoever made the optimizer set it before the first step alone
                 wrong &= steps == self._begin.setdefault(pair, int(steps[0]))
             self.compared += len(steps)
             if wrong.any():
@@ -242,7 +247,7 @@ class HyperComparison:
         decides = decides and not again and not self._ignored(name)
         if decides and (a is MISSING or b is MISSING):
             decides = not _neutral(name, b if a is MISSING else a)
-            decides &= _known(name) or _known(name_b) or matched.class_a == matched.class_b
+            decides &= _known(name) or _known(name_b) or self._one_class[place[0]]
         known = self.differences.get(place)
         if known is None:
             new = HyperDifference(*place, name_b, int(steps[first]), a, b, int(wrong.sum()), decides)
@@ -252,6 +257,15 @@ class HyperComparison:
             known.step, known.a, known.b, known.decides = int(steps[first]), a, b, True
         known.count += int(wrong.sum())
         return decides
+
+
+def _one_module(a: Source, b: Source, pair: Pair) -> bool:
+    """Whether both classes are known to be of one module, or it is not known: two libraries may both have a Lion."""
+    modules = set()
+    for source, index in ((a, pair.a), (b, pair.b)):
+        listed = source.trace.rank_info.get("optimizers") or ()
+        modules |= {e.get("module") for e in listed if isinstance(e, Mapping) and e.get("index") == index}
+    return len(modules - {None, ""}) < 2
 
 
 def _written(source: Source, optimizer: int) -> set[str]:

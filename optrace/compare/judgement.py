@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optrace.compare import amplified, cancelled, evidence
+from optrace.compare import amplified, cancelled, evidence, jumps
 from optrace.compare.columns import Floats, Ints, Side
 from optrace.compare.grid import Bools, Grid
 from optrace.compare.order import PARAM_IN_RANK, PARAM_RANK, STATE_IN_RANK, STATE_RANK, Inputs, rank_of
@@ -74,7 +74,7 @@ class Judgement:
             self._look_closer(fails)
             fails = self._fails()
         if not walk.exact_decides and walk.tolerance.first is None and fails.any():
-            self._grant_amplified(fails)
+            self._grant_explained(fails)
             fails = self._fails()
         self.follows = self.inputs > 0 if walk.exact_decides else ~fails
         order = self._orders()
@@ -121,28 +121,51 @@ class Judgement:
                 self.evidence[row] = evidence.VALUES
                 self.whole[int(row)] = whole
 
-    def _grant_amplified(self, fails: Bools) -> None:
-        """Grant updates and state from unequal inputs what these explain, step by step until one is unexplained."""
-        walk, grid = self.walk, self.grid
+    def _grant_explained(self, fails: Bools) -> None:
+        """Grant updates and state what their inputs explain, or a jump, step by step until one is unexplained."""
+        grid = self.grid
         computed = np.array([name == "update" or name.startswith("state.") for name in grid.names], bool)
         for s in np.unique(self.s[fails]):
             rows = np.flatnonzero(fails & (self.s == s))
-            doubtful = rows[computed[self.q[rows]] & (self.inputs[rows] > 0) & np.isfinite(self.inputs[rows])]
-            if len(doubtful) < len(rows):
+            amplified_ones = computed[self.q[rows]] & (self.inputs[rows] > 0)
+            jumping = self.found.is_update[rows] & (self.evidence[rows] != evidence.STATISTICS)
+            if not (np.isfinite(self.inputs[rows]) & (amplified_ones | jumping)).all():
                 return
-            places = [(int(self.c[row]), grid.names[int(self.q[row])]) for row in doubtful]
-            sides = walk.side_a, walk.side_b
-            parts = amplified.explained(sides, walk.numbering, int(grid.steps[s]), places)
-            for row, (allowed, size) in zip(doubtful, parts, strict=True):
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    errors = allowed / (self.found.eps[row] * (size + self.found.rms[row]))
-                extra = float(errors[np.isfinite(errors)].max(initial=0.0))
-                if self.net[row] <= self.granted[row] + extra:
-                    walk.n_amplified += 1
-                    self.granted[row] += extra
-                    self.widened[row] = self.granted[row] / self.plain[row] if self.plain[row] else np.inf
+            self._grant_amplified(int(s), rows[amplified_ones])
+            self._grant_jumps(int(s), rows[jumping & self._fails()[rows]])
             if (self._fails() & (self.s == s)).any():
                 return
+
+    def _grant_amplified(self, s: int, rows: Ints) -> None:
+        """Grant updates and state from unequal inputs what these explain."""
+        walk, grid = self.walk, self.grid
+        places = [(int(self.c[row]), grid.names[int(self.q[row])]) for row in rows]
+        sides = walk.side_a, walk.side_b
+        parts = amplified.explained(sides, walk.numbering, int(grid.steps[s]), places) if places else []
+        for row, (allowed, size) in zip(rows, parts, strict=True):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                errors = allowed / (self.found.eps[row] * (size + self.found.rms[row]))
+            extra = float(errors[np.isfinite(errors)].max(initial=0.0))
+            if self.net[row] <= self.granted[row] + extra:
+                walk.n_amplified += 1
+                self._grant(row, self.granted[row] + extra)
+
+    def _grant_jumps(self, s: int, rows: Ints) -> None:
+        """Grant updates that go the other way where rounding decides which way a rule goes."""
+        if not len(rows):
+            return
+        walk, step = self.walk, int(self.grid.steps[s])
+        past = walk.timeline.steps[walk.timeline.steps < step]
+        before = int(past[-1]) if len(past) else None
+        cells = [int(cell) for cell in self.c[rows]]
+        found = jumps.either_way((walk.side_a, walk.side_b), walk.numbering, step, before, cells)
+        for row in rows[np.array(found, bool)]:
+            walk.n_jumps += 1
+            self._grant(row, float(self.net[row]))
+
+    def _grant(self, row: int, granted: float) -> None:
+        self.granted[row] = granted
+        self.widened[row] = granted / self.plain[row] if self.plain[row] else np.inf
 
     def _orders(self) -> tuple[Floats, Ints, Ints]:
         return self.time[self.s, self.pair_of[self.c]], self.rank, self.c
@@ -203,8 +226,9 @@ class Judgement:
         if not which.any():
             return
         rows = np.flatnonzero(which)
-        times, ranks, cells = (part[rows] for part in order)
-        row = int(rows[np.lexsort((self.q[rows], cells, ranks, times))[0]])
+        for part in (*order, self.q):  # time, rank, cell, quantity
+            rows = rows[part[rows] == part[rows].min()]
+        row = int(rows[0])
         alike = int((which & (self.s == self.s[row]) & (self.q == self.q[row])).sum())
         key = (float(order[0][row]), int(order[1][row]), int(order[2][row]))
         tally.offer(key, lambda: replace(self.divergence(row), count=alike))

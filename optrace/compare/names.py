@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from optrace.errors import CompareError
 
@@ -21,6 +22,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "eps": ("epsilon",),
 }
 """Other words for torch's options, the likelier meaning first; for where one side lacks the one and has the other."""
+_TORCHS = {other: name for name, others in SYNONYMS.items() for other in others}
 
 
 @dataclass
@@ -161,3 +163,11 @@ def _pattern(rule: str) -> tuple[re.Pattern[str], str]:
 def _some(names: Iterable[str]) -> str:
     listed = sorted(set(names))
     return ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "") if listed else "none"
+
+
+def in_torchs_words(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under torch's names: `learning_rate` is `lr`, `beta1` and `beta2` are `betas`."""
+    named = {_TORCHS.get(key, key) if _TORCHS.get(key, key) not in options else key: v for key, v in options.items()}
+    if "betas.0" in named and "betas.1" in named:
+        named["betas"] = (named.pop("betas.0"), named.pop("betas.1"))
+    return named

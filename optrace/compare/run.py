@@ -235,8 +235,7 @@ class _Comparison:
             exact_decides=decides,
             within_tolerance=walk.tolerance.first is None,
         )
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # records hold inf and nan
-            return explain(case, same=same)
+        return explain(case, same=same)
 
     def _resume(self) -> list[str]:
         """What B took over where it continues A."""
@@ -372,6 +371,11 @@ def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str
         notes.append(
             f"{count_words(walk.n_amplified, 'row')} {'differs' if walk.n_amplified == 1 else 'differ'} by more than"
             " rounding, and by no more than what the rule makes of inputs that differ by rounding"
+        )
+    if walk.n_jumps and not decides:
+        notes.append(
+            f"{count_words(walk.n_jumps, 'update')} {'goes' if walk.n_jumps == 1 else 'go'} the other way in some"
+            " element, where the argument of a sign is zero but for rounding"
         )
     if walk.sees is not None and tolerance.same and not decides:
         best, worst, param, step = walk.sees

@@ -63,6 +63,8 @@ class Walk:
         the best and at the worst of them, and which that is (parameter, step)."""
         self.n_amplified = 0
         """Rows that the rule made of inputs which differ by much of their own size."""
+        self.n_jumps = 0
+        """Updates that go another way because the argument of a sign is zero but for rounding."""
         self.drifted = False
         """Whether numbers drifted beyond the tolerance while every step stayed within it."""
         self._carry = Carry()

@@ -19,6 +19,7 @@ _PART = 24, 3
 _BETAS = ((0.9, 0.999), (0.9, 0.95), (0.9, 0.99), (0.9, 0.98), (0.8, 0.99), (0.5, 0.999), (0.95, 0.95))
 _ALPHAS = (0.99, 0.9, 0.95, 0.999)
 _EPS = (1e-8, 1e-6, 1e-7, 1e-10, 1e-5, 1e-3)
+_LION_BETAS = ((0.9, 0.99), (0.95, 0.98))
 _EPS_NAMES = ("eps", "epsilon", "e")
 _DECAY_NAMES = ("weight_decay", "wd", "decay", "l2", "lambda_", "reg")
 _INSIDE = ", eps inside the root"
@@ -92,6 +93,9 @@ def _trials(numbers: _Numbers, dialects: bool, series: Sequence[Series]) -> Iter
         hyper = {"eps": eps, "lr_decay": 0.0, "initial_accumulator_value": 0.0}
         for words, switches in _ADAGRAD if dialects else _ADAGRAD[:1]:
             yield _Trial("adagrad", "Adagrad", f"eps {eps:g}{words}", hyper, switches)
+    for betas in dict.fromkeys((*numbers.betas, *_LION_BETAS)):
+        for words, switches in _LION if dialects else _LION[:1]:
+            yield _Trial("lion", "Lion", f"betas {betas[0]:g} {betas[1]:g}{words}", {"betas": betas}, switches)
 
 
 _ADAM: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -112,6 +116,10 @@ _RMSPROP: tuple[tuple[str, dict[str, Any]], ...] = (
     (_INSIDE, {"eps": "inside"}),
     (", centered", {"centered": "on"}),
     (", the shares of old and new exchanged", {"share": "exchanged"}),
+)
+_LION: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("", {}),
+    (", the gradient counted before the sign", {"look": "after"}),
 )
 _ADAGRAD: tuple[tuple[str, dict[str, Any]], ...] = (("", {}), (_INSIDE, {"eps": "inside"}))
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optrace.replayer.cubes import Cube, Flags, Floats, Member
+from optrace.replayer.jumps import between_jumps
 
 Step = Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, Mapping[str, Any]]]
 Groups = Mapping[int, Mapping[int, Mapping[str, Any]]]
@@ -57,7 +58,15 @@ def arithmetic_dtype(dtype: str) -> Any:
     return _NUMPY.get(dtype, np.float32)
 
 
-def residuals(step: Step, keys: Sequence[str], cube: Cube, groups: Groups, carried: Carried | None = None) -> Residuals:
+def residuals(
+    step: Step,
+    keys: Sequence[str],
+    cube: Cube,
+    groups: Groups,
+    carried: Carried | None = None,
+    *,
+    jumps: bool = False,
+) -> Residuals:
     """Judge each step of a cube from its own recorded inputs.
 
     Args:
@@ -66,12 +75,13 @@ def residuals(step: Step, keys: Sequence[str], cube: Cube, groups: Groups, carri
         cube: the recorded samples.
         groups: options by step and group.
         carried: where the rule keeps its own state instead of the recorded; changed in place.
+        jumps: the rule jumps where an argument is zero (`jumps`): either way is right where rounding decides.
     """
     shape = len(cube.steps), len(cube.members)
     result = Residuals(cube.steps, cube.members, np.full(shape, np.nan))
     for i, number in enumerate(cube.steps.tolist()):
         for chosen, hyper in _batches(cube, i, groups.get(number, {}), keys, carried):
-            new, state = _run(step, cube, i, chosen, hyper, keys, carried)
+            new, state = _run(step, cube, i, chosen, hyper, keys, carried, jumps)
             if new is None:
                 continue
             old = cube.before["param"][i, chosen]
@@ -142,8 +152,12 @@ def _run(
     hyper: Mapping[str, Any],
     keys: Sequence[str],
     carried: Carried | None,
+    jumps: bool = False,
 ) -> tuple[Floats | None, dict[str, Floats]]:
-    """New samples [chosen, 16] of parameter and state; None where the rule leaves the parameter alone."""
+    """New samples [chosen, 16] of parameter and state; None where the rule leaves the parameter alone.
+
+    With `jumps` the parameter is the rule's outcome that is nearest to the recorded one.
+    """
     kind = arithmetic_dtype(cube.members[int(chosen[0])].dtype)
     known, values = _state_before(cube, i, keys, carried)
     state: dict[str, Any] = {}
@@ -156,8 +170,12 @@ def _run(
                 state[key] = values[key][chosen].astype(kind)
     has_grad = bool(cube.there["grad"][i, chosen[0]])
     grad = cube.values["grad"][i, chosen].astype(kind) if has_grad else None
+    param = cube.before["param"][i, chosen].astype(kind)
     with np.errstate(all="ignore"):
-        new, after = step(cube.before["param"][i, chosen].astype(kind), grad, state, hyper)
+        new, after = step(param, grad, state, hyper)
+    if jumps and grad is not None:
+        eps = float(cube.eps[chosen[0]])
+        new = between_jumps(step, param, grad, state, hyper, eps, cube.values["param"][i, chosen])
     shape = (len(chosen), new.shape[1])
     spread = {key: _spread(np.asarray(value, dtype=np.float64), shape, key) for key, value in after.items()}
     if carried is not None:
@@ -167,11 +185,7 @@ def _run(
             table = carried.values.setdefault(key, np.full((len(cube.members), shape[1]), np.nan))
             table[chosen] = value
             carried.known.setdefault(key, np.zeros(len(cube.members), bool))[chosen] = True
-    if (
-        not has_grad
-        and new is not None
-        and np.array_equal(new, cube.before["param"][i, chosen].astype(kind), equal_nan=True)
-    ):
+    if not has_grad and new is not None and np.array_equal(new, param, equal_nan=True):
         spread = {}
     return np.asarray(new, dtype=np.float64), spread
 
@@ -210,6 +224,8 @@ def spot(
     m: int,
     quantity: str,
     carried: Carried | None = None,
+    *,
+    jumps: bool = False,
 ) -> tuple[float, float, float]:
     """Recorded, expected and former value of the worst sampled element of member m's quantity at the cube's step i.
 
@@ -217,7 +233,7 @@ def spot(
     """
     for j in range(0 if carried is not None else i, i + 1):
         for chosen, hyper in _batches(cube, j, groups.get(int(cube.steps[j]), {}), keys, carried):
-            new, state = _run(step, cube, j, chosen, hyper, keys, carried)
+            new, state = _run(step, cube, j, chosen, hyper, keys, carried, jumps)
             if j < i or m not in chosen.tolist():
                 continue
             at = chosen.tolist().index(m)

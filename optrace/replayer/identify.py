@@ -145,7 +145,9 @@ def _try(guess: Guess, cube: Cube, groups: Mapping[int, Mapping[int, Mapping[str
             step: {group: _options(guess, fixed, recorded) for group, recorded in of.items()}
             for step, of in groups.items()
         }
-        found = residuals(_step_of(guess), RULES[guess.family].state_keys, _of(cube, chosen), options, Carried())
+        rule = RULES[guess.family]
+        part = _of(cube, chosen)
+        found = residuals(_step_of(guess), rule.state_keys, part, options, Carried(), jumps=rule.jumps)
         judged = found.param[~np.isnan(found.param)]
         worst = max(worst, float(judged.max(initial=0.0)))
     return worst

@@ -8,6 +8,8 @@ from typing import Any
 from optrace.reference.rule import RULES
 from optrace.replayer.guesses import Guess, Series, decay_words
 
+_DECOUPLED = ("adamw", "lion")
+"""Rules whose weight decay never goes through the gradient."""
 _SAID_APART = ("lr", "weight_decay", "decoupled_weight_decay")
 
 
@@ -19,7 +21,7 @@ def rule_guesses(class_name: str, series: Sequence[Series]) -> Iterator[Guess]:
         title = class_name if rule.name == class_name.lower() else rule.name
         decays = {one.member.name: float(one.options.get("weight_decay") or 0.0) for one in series}
         decays = {name: decay for name, decay in decays.items() if decay}
-        decoupled = options.get("decoupled_weight_decay") or rule.name == "adamw"
+        decoupled = options.get("decoupled_weight_decay") or rule.name in _DECOUPLED
         numbers = {name: options[name] for name in rule.defaults if name not in _SAID_APART}
         words = "".join(map(_words, numbers, numbers.values()))
         words = f"{title}{words}, lr {series[0].lr[0]:g}"

@@ -15,7 +15,7 @@ from optrace.reference.rule import rule as find_rule
 from optrace.reference.variants import VARIANTS
 from optrace.replayer.classes import rule_of_class
 from optrace.replayer.cubes import Cube, cubes, members_of
-from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, Step, arithmetic_dtype, residuals, spot
+from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, arithmetic_dtype, residuals, spot
 from optrace.replayer.options import options_by_step
 from optrace.replayer.report import Look, Miss, ReplayReport
 from optrace.trace.reader import Trace, open_trace
@@ -62,7 +62,7 @@ def replay(
     groups = _filled(options_by_step(trace, optimizer, *steps), chosen)
 
     def gathered(lacking: frozenset[str]) -> _Gatherer:
-        gatherer = _Gatherer(chosen.step, chosen.state_keys, groups, tolerance, _carried(lacking))
+        gatherer = _Gatherer(chosen, groups, tolerance, _carried(lacking))
         for cube in cubes(trace, optimizer, members, *steps):
             gatherer.add(cube)
         return gatherer
@@ -125,11 +125,9 @@ def _filled(groups: dict[int, dict[int, dict[str, Any]]], rule: Rule) -> Groups:
 class _Gatherer:
     """Adds up the residuals of stretch after stretch."""
 
-    def __init__(
-        self, step: Step, keys: Sequence[str], groups: Groups, tolerance: float, carried: Carried | None
-    ) -> None:
+    def __init__(self, rule: Rule, groups: Groups, tolerance: float, carried: Carried | None) -> None:
         self.carried = carried
-        self.step, self.keys, self.groups, self.tolerance = step, keys, groups, tolerance
+        self.rule, self.groups, self.tolerance = rule, groups, tolerance
         self.first: Miss | None = None
         self.worst = 0.0
         self.judged: list[int] = []
@@ -140,7 +138,8 @@ class _Gatherer:
     def add(self, cube: Cube) -> None:
         """Judge one stretch."""
         start = copy.deepcopy(self.carried)
-        found = residuals(self.step, self.keys, cube, self.groups, self.carried)
+        rule = self.rule
+        found = residuals(rule.step, rule.state_keys, cube, self.groups, self.carried, jumps=rule.jumps)
         last = self.judged[-1] if self.judged else 0
         if (
             self.carried is not None
@@ -169,7 +168,10 @@ class _Gatherer:
         m = int(np.argmax(beyond[i]))
         errors = {"param": found.param[i, m]} | {f"state.{k}": t[i, m] for k, t in found.state.items()}
         quantity = next(q for q, error in errors.items() if error > self.tolerance)
-        recorded, expected, before = spot(self.step, self.keys, cube, self.groups, i, m, quantity, start)
+        rule = self.rule
+        recorded, expected, before = spot(
+            rule.step, rule.state_keys, cube, self.groups, i, m, quantity, start, jumps=rule.jumps
+        )
         member = cube.members[m]
         return Miss(
             int(cube.steps[i]), member.group, member.name, quantity, recorded, expected, before, float(errors[quantity])
@@ -225,7 +227,8 @@ def _looks_like(
     hyper = next((options for by_group in groups.values() for options in by_group.values()), {})
     for cube in cubes(trace, optimizer, members_of(trace, optimizer), *steps):
         for variant in tuple(left):
-            worst = residuals(variant.step, rule.state_keys, cube, groups, own[variant.name]).worst
+            kept = own[variant.name]
+            worst = residuals(variant.step, rule.state_keys, cube, groups, kept, jumps=rule.jumps).worst
             if (np.nan_to_num(worst, nan=0.0) > tolerance).any():
                 left.remove(variant)
         if not left:

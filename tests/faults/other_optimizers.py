@@ -50,9 +50,17 @@ class Own(torch.optim.Optimizer):
         t = self._count(p, state, "exp_avg", "exp_avg_sq")
         m = state["exp_avg"].mul_(first).add_(g, alpha=1 - first)
         v = state["exp_avg_sq"].mul_(second).addcmul_(g, g, value=1 - second)
-        one = 1.0 if "first-uncorrected" in wrong else 1 - first**t
-        root = v / (1 - second**t)
-        p.sub_(lr * (m / one) / ((root + eps).sqrt() if "eps-inside" in wrong else root.sqrt() + eps))
+        one = 1.0 if "first-uncorrected" in wrong else 1 - (second if "second-for-both" in wrong else first) ** t
+        v = v / (1 - second**t)
+        if "eps-inside" in wrong:
+            bottom = (v + eps).sqrt()
+        elif "eps-squared" in wrong:
+            bottom = (v + eps**2).sqrt()
+        elif "eps-least" in wrong:
+            bottom = v.sqrt().clamp_min(eps)
+        else:
+            bottom = (v / (1 - second**t) if "unrooted" in wrong else v).sqrt() + eps
+        p.sub_(lr * (m / one) / bottom)
 
     def _sgd(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         mu = group["momentum"]

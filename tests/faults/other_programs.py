@@ -50,7 +50,7 @@ rule("adamax-uncorrected", "rule-bias-correction", (1, "update"), ADAMAX, own("a
 rule("nadam-eps-inside", "rule-eps", (1, "update"), NADAM, own("nadam", "eps-inside"))
 rule(
     "lion-betas-exchanged",
-    "rule-unknown",
+    "rule-betas",
     (1, "state.exp_avg"),
     RECURRENT.but(optimizer=of_torch(Lion)),
     of_torch(Lion, exchanged=True),

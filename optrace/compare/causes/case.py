@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.arrow import integers, known, numbers, texts
+from optrace.compare.arrow import integers, known, numbers
+from optrace.compare.causes.events import Event, Events
 from optrace.compare.columns import BODY, Numbering, Rows, Side
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.match import Cell, Matching
@@ -44,16 +44,6 @@ class Row(NamedTuple):
     def used(self) -> Floats:
         """The slots of the sample that hold an element."""
         return self.sample[: min(self.numel, len(self.sample))]
-
-
-class Event(NamedTuple):
-    """One event, with A's number of its step."""
-
-    seq: int
-    step: int
-    kind: str
-    optimizer: int
-    data: Mapping[str, Any]
 
 
 Snapshot = Mapping[tuple[int, str], Row]
@@ -176,34 +166,25 @@ class Case:
         return dict(zip(steps, numbers(table.column(name))[there].tolist(), strict=True))
 
     @cached_property
-    def events(self) -> tuple[list[Event], list[Event]]:
-        """Events of both sides in their order; steps of B under A's numbers."""
-        return self._events(0), self._events(1)
-
-    def _events(self, side: int) -> list[Event]:
-        table = self.sources[side].trace.arrow("events", columns=["seq", "step", "kind", "optimizer", "data"])
-        if not table.num_rows:
-            return []
-        shift = 0 if side == 0 else self.offset(self.pair)
-        columns = (
-            integers(table.column("seq")).tolist(),
-            (integers(table.column("step")) + shift).tolist(),
-            texts(table.column("kind")),
-            integers(table.column("optimizer")).tolist(),
-            texts(table.column("data")),
-        )
-        found = [Event(*row[:4], _data(row[4])) for row in zip(*columns, strict=True)]
-        return sorted(found, key=lambda event: event.seq)
+    def events(self) -> tuple[Events, Events]:
+        """Events of both sides."""
+        shifts = 0, self.offset(self.pair)
+        a, b = (Events(source.trace, shift) for source, shift in zip(self.sources, shifts, strict=True))
+        return a, b
 
     def between(self, side: int, step: int) -> list[Event]:
         """Events of a side since the step before `step` was completed, up to that step's own."""
-        index = self.matching.pairs[self.pair].a if side == 0 else self.matching.pairs[self.pair].b
-        ends = [e.seq for e in self.events[side] if e.kind == "step" and e.optimizer == index]
-        own = [e.seq for e in self.events[side] if e.kind == "step" and e.optimizer == index and e.step == step]
-        if not own:
-            return []
-        last = max((seq for seq in ends if seq < own[0]), default=0)
-        return [event for event in self.events[side] if last < event.seq < own[0]]
+        events = self.events[side]
+        return list(events.read(events.before_step(self._index(side), step)))
+
+    def kinds_between(self, side: int, step: int) -> list[str]:
+        """The kinds of those events, in order."""
+        events = self.events[side]
+        return events.kinds(events.before_step(self._index(side), step))
+
+    def _index(self, side: int) -> int:
+        matched = self.matching.pairs[self.pair]
+        return matched.a if side == 0 else matched.b
 
     def entry(self, side: int, pair: int) -> Mapping[str, Any]:
         """What rank.json says about a side's optimizer."""
@@ -233,14 +214,6 @@ class Case:
         return bool(one.get("module")) and all(one.get(k) == other.get(k) for k in ("module", "class", "source"))
 
 
-def _data(text: str) -> Mapping[str, Any]:
-    try:
-        data = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
 def close(a: Any, b: Any, scale: float | Floats = 0.0, eps: float = 2.0**-23, n: float = 64.0) -> bool:
     """Whether two arrays agree within n roundings of the larger of each pair and of `scale`; NaN and inf in place."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -261,14 +234,14 @@ def few(names: Sequence[str], limit: int = 3) -> str:
 
 
 def figure(number: float) -> str:
-    """A number with as many digits as one needs to recognise it."""
-    return f"{number:.6g}"
+    """A number with as many digits as one needs to recognise it, and to tell it from 1."""
+    return f"{number:.6g}" if number == 1 or abs(number - 1) > 1e-5 else f"{number:.9g}"
 
 
 def factor_words(ratio: float) -> str:
     """A factor, as its inverse where that is a whole number: `4 times`, `1/8 of`."""
-    if ratio and abs(1 / ratio - round(1 / ratio)) < 1e-5 * abs(1 / ratio) and abs(ratio) < 1:
+    if ratio and abs(1 / ratio - round(1 / ratio)) < 1e-5 * abs(1 / ratio) and abs(ratio) < 0.9:
         return f"1/{round(1 / ratio)} of"
-    if abs(ratio - round(ratio)) < 1e-5 * abs(ratio):
+    if abs(ratio - round(ratio)) < 1e-5 * abs(ratio) and round(ratio) != 1:
         return f"{round(ratio)} times"
     return f"{figure(ratio)} times"

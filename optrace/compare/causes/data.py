@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
-from optrace.compare.causes.gradients import gradients_at
+from optrace.compare.causes.gradient_rows import gradients_at
 from optrace.compare.causes.micro import parted_after
 from optrace.compare.words import count_words
 
@@ -26,10 +27,10 @@ def upstream(case: Case) -> Iterator[Cause]:
     if _differs(generators, step) and not any(_differs(generators, s) for s in equal_before) and differ is False:
         yield Cause(
             "rng",
-            f"the random state differs when step {step} goes backward, the batches are the same: dropout or another"
-            " random layer draws other numbers",
-            "seed both alike (torch.manual_seed, and the device's generator) right before training, and draw nothing"
-            " from that generator in one of them alone",
+            f"the random state differs when step {step} goes backward, the batches are the same: one side has drawn"
+            " other numbers by then, or more of them",
+            "seed both alike (torch.manual_seed, and the device's generator) right before training, and draw from that"
+            " generator in both alike: the same dropout and other random layers, in the same mode (train or eval)",
             (f"fingerprint of the generators at step {step} differs; equal parameters and batches",),
             steps=(step, max(case.steps)),
         )
@@ -80,7 +81,8 @@ def _batches(case: Case, step: int, batches: list[dict[int, int]]) -> Cause:
     return Cause(
         "data-content",
         f"the batches differ since step {step}, and those of {{B}} do not occur in {{A}}",
-        "compare the data sets, the preprocessing (tokenizer, augmentation, dtype) and the batch sizes of the two",
+        "compare the data sets, the preprocessing (tokenizer, augmentation, dtype), the batch sizes and the shuffling"
+        " (another seed makes batches of other examples) of the two",
         (
             f"none of {{B}}'s {len(later)} batches since step {step} is among the {len(known)} of {{A}}"
             if not found
@@ -117,6 +119,9 @@ def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cau
     backwards = [case.column("n_backward", side).get(step) for side in (0, 1)]
     if None not in backwards and backwards[0] != backwards[1]:
         told.append(f"backward passes: {backwards[0]:g} in {{A}}, {backwards[1]:g} in {{B}}")
+    orders = [_order(case, side, step) for side in (0, 1)]
+    if orders[0] != orders[1]:
+        told.append(f"before step {step} come {orders[0]} in {{A}}, {orders[1]} in {{B}}")
     found = gradients_at(case, step)
     unequal = [n for n, x, y in zip(found.names, found.a, found.b, strict=True) if x.fingerprint != y.fingerprint]
     told.append(f"{len(unequal)} of {count_words(len(found.names), 'gradient')} differ")
@@ -132,3 +137,10 @@ def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cau
         tuple(told),
         steps=(step, max(case.steps)),
     )
+
+
+def _order(case: Case, side: int, step: int) -> str:
+    """What was done to gradients since the step before, in order: `zero_grad, 4 backward, clip`."""
+    kinds = [k for k in case.kinds_between(side, step) if k in ("zero_grad", "backward", "unscale", "clip")]
+    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds)]
+    return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in runs) or "no events"

@@ -135,6 +135,9 @@ def _of_missing(case: Case, rules: _Rules) -> list[Cause]:
         return list(steps.missing(case))
     if first.quantity in ("param", "optimizer") and first.count == 0:
         return list(start.frozen(case)) or list(groups.missing_params(case))
+    late = list(groups.late_params(case)) if first.step in case.steps else []
+    if late:
+        return late
     if first.quantity.startswith("state"):
         return list(state.state_before(case)) if first.step not in case.steps else _late_state(case, rules)
     if first.quantity == "grad":
@@ -170,9 +173,9 @@ def _of_hyper(case: Case, rules: _Rules) -> list[Cause]:
         if skipped and lr.shifted_by_skips(case):
             return skipped
         return found or _claimed_first(list(lr.learning_rates(case))) or list(groups.options(case))
-    return found or [
-        cause for cause in groups.options(case) if key.partition(".")[0] in cause.summary.partition(" is ")[0]
-    ]
+    causes = list(groups.options(case))
+    named = [cause for cause in causes if key.partition(".")[0] in cause.summary.partition(" is ")[0]]
+    return found or named or causes
 
 
 def _made_up(case: Case, rules: _Rules) -> list[Cause]:

@@ -72,8 +72,8 @@ def _momentum(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tu
 def _share(columns: tuple[Floats, ...], *, square: bool) -> float | None:
     """Beta of state' = beta*state + (1 - beta)*x with x the gradient or its square, if one fits all elements."""
     old, new, grad = columns
-    x = grad * grad if square else grad
     with np.errstate(all="ignore"):
+        x = grad * grad if square else grad
         share = (new - x) / (old - x)
         weight = np.abs(old - x) > 1e-3 * np.maximum(np.abs(new), np.abs(x))
     share = share[np.isfinite(share) & weight]
@@ -97,7 +97,8 @@ def _columns(cube: Cube, key: str, rule: Rule, options: Mapping[int, Any]) -> tu
             if hyper.get("maximize"):
                 grad[i, m] *= -1
             if rule.name != "adamw" and not hyper.get("decoupled_weight_decay"):
-                grad[i, m] += hyper.get("weight_decay", 0.0) * param[i, m]
+                with np.errstate(all="ignore"):  # records hold inf and nan
+                    grad[i, m] += hyper.get("weight_decay", 0.0) * param[i, m]
     there = np.isfinite(old) & np.isfinite(new) & np.isfinite(grad)
     return old[there], new[there], grad[there]
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.causes.case import Case, Event, Row, close, factor_words, few, figure
+from optrace.compare.causes.case import Case, close, factor_words, few, figure
 from optrace.compare.causes.cause import Cause
+from optrace.compare.causes.clips import clipped, clipped_apart, clipped_values
+from optrace.compare.causes.gradient_rows import Gradients, gradients_at
 from optrace.compare.words import count_words
-from optrace.trace.dtypes import eps_of
 
 Floats = NDArray[np.float64]
 
@@ -23,57 +23,33 @@ def missing(case: Case) -> Iterator[Cause]:
     rows = case.at(first.step)
     for side, name in ((1, "{B}"), (0, "{A}")):
         other = ("{B}", "{A}")[side]
-        names = []
+        names, zeros = [], True
         for n, cell in case.cells():
             own, theirs = rows[side].get((n, "grad")), rows[1 - side].get((n, "grad"))
             if theirs is not None and theirs.present and (own is None or not own.present):
                 names.append(cell.param_a)
+                zeros &= theirs.n_zero == theirs.numel
         if names:
+            them = "it" if len(names) == 1 else "them"
+            fix = (
+                f"see whether {name} uses {them} in the loss: detached, under no_grad, frozen, or an expert or branch"
+                " that was not taken; a None gradient is skipped, a zero one is not"
+            )
+            if zeros:
+                fix = (
+                    f"let both clear gradients alike: zero_grad(set_to_none=False) leaves zeros in {other}, with which"
+                    " momentum and decay go on; None is skipped"
+                )
+            evidence = [f"None at {count_words(len(names), 'parameter')} of {len(case.cells())}"]
+            evidence += [f"the gradient in {other} is all zeros"] if zeros else []
             yield Cause(
                 "grad-missing",
                 f"the gradient of {few(names)} is None in {name} at step {first.step}, and a tensor in {other}",
-                f"see whether {name} uses {'it' if len(names) == 1 else 'them'} in the loss: detached, under no_grad,"
-                " frozen, or an expert or branch that was not taken; a None gradient is skipped, a zero one is not",
-                (f"None at {count_words(len(names), 'parameter')} of {len(case.cells())}",),
+                fix,
+                tuple(evidence),
                 steps=(first.step, first.step),
                 params=tuple(names),
             )
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients of both sides at one step."""
-
-    names: list[str]
-    a: list[Row]
-    b: list[Row]
-
-    @property
-    def eps(self) -> float:
-        """Of the coarsest dtype."""
-        return max((eps_of(row.dtype) for row in (*self.a, *self.b)), default=2.0**-23)
-
-    def norm(self, side: int) -> float:
-        """Total norm over the parameters."""
-        return float(np.sqrt(sum(row.l2**2 for row in (self.a, self.b)[side])))
-
-    def flat(self, side: int) -> Floats:
-        """The sampled elements of all parameters."""
-        rows = (self.a, self.b)[side]
-        return np.concatenate([row.used for row in rows]) if rows else np.empty(0)
-
-
-def gradients_at(case: Case, step: int) -> Gradients:
-    """Present gradients of both sides at a step."""
-    rows_a, rows_b = case.at(step)
-    names, a, b = [], [], []
-    for n, cell in case.cells():
-        one, other = rows_a.get((n, "grad")), rows_b.get((n, "grad"))
-        if one is not None and other is not None and one.present and other.present and one.numel == other.numel:
-            names.append(cell.param_a)
-            a.append(one)
-            b.append(other)
-    return Gradients(names, a, b)
 
 
 def changed(case: Case) -> Iterator[Cause]:
@@ -83,7 +59,7 @@ def changed(case: Case) -> Iterator[Cause]:
     found = gradients_at(case, first.step)
     if not found.names:
         return
-    for explain in (_nonfinite, _clipped_values, _scaled, _accumulated, _partial):
+    for explain in (_nonfinite, clipped_values, clipped_apart, _scaled, _accumulated, _partial):
         cause = explain(case, first.step, found)
         if cause is not None:
             yield cause
@@ -121,10 +97,10 @@ def common_factor(a: Floats, b: Floats, eps: float) -> float | None:
     if not top or not np.abs(b).max(initial=0.0) or (np.abs(a) > 1e-6 * top).sum() < 2:
         return None
     c = float((a * b).sum() / (a * a).sum())
-    if abs(c - 1) < 256 * eps:
-        return None
     rms = float(np.sqrt((a * a).mean()))
-    return c if close(c * a, b, scale=abs(c) * rms, eps=eps, n=256) else None
+    # a factor near 1 has to stand out from the rounding that it is found in
+    n = min(256.0, abs(c - 1) / eps / 8)
+    return c if n >= (1 if len(a) >= 8 else 32) and close(c * a, b, scale=abs(c) * rms, eps=eps, n=n) else None
 
 
 def _scaled(case: Case, step: int, found: Gradients) -> Cause | None:
@@ -132,7 +108,7 @@ def _scaled(case: Case, step: int, found: Gradients) -> Cause | None:
     c = common_factor(a, b, found.eps)
     if c is None:
         return None
-    clip = _clip(case, step, found, c)
+    clip = clipped(case, step, found, c)
     if clip is not None:
         return clip
     evidence = [
@@ -144,6 +120,8 @@ def _scaled(case: Case, step: int, found: Gradients) -> Cause | None:
     }
     backwards = [case.column("n_backward", side).get(step) for side in (0, 1)]
     fix = "look in {B} for a factor on the loss or the gradients"
+    if c == -1 or abs(c + 1) < 1e-5:
+        fix = "look in {B} for a sign: of the loss, of the gradients, or maximize"
     for n, what in _usual(case, step, backwards, scales):
         if any(abs(c - f) < 1e-4 * f for f in (n, 1 / n)):
             evidence.append(f"{figure(n)} is {what}")
@@ -176,136 +154,6 @@ def _usual(case: Case, step: int, backwards: Sequence[float | None], scales: set
             yield float(world), f"the number of ranks of {name}"
 
 
-def _clips(case: Case, side: int, step: int) -> list[Event]:
-    return [event for event in case.between(side, step) if event.kind == "clip"]
-
-
-def _coefficient(clips: Sequence[Event]) -> float | None:
-    """What clips of the total norm multiplied the gradients by."""
-    c = 1.0
-    for event in clips:
-        largest, total = _number(event, "max_norm"), _number(event, "total_norm")
-        if largest is None or total is None:
-            return None
-        c *= min(1.0, largest / (total + 1e-6))
-    return c
-
-
-def _number(event: Event, name: str) -> float | None:
-    value = event.data.get(name)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _clip(case: Case, step: int, found: Gradients, c: float) -> Cause | None:
-    """Whether the common factor is that of a clip, on either side, or of a clip at the wrong place."""
-    clips = [_clips(case, side, step) for side in (0, 1)]
-    coefficients = [_coefficient(events) for events in clips]
-    orders = [_order(case.between(side, step)) for side in (0, 1)]
-    evidence = [f"the gradients of {{B}} are {figure(c)} times {{A}}'s at step {step}"]
-    for side, name in ((0, "{A}"), (1, "{B}")):
-        for event in clips[side]:
-            total = figure(_number(event, "total_norm") or 0.0)
-            evidence.append(f"{name} clips to {event.data.get('max_norm')} at a total norm of {total}")
-    if orders[0] != orders[1] and "clip before unscale" in orders:
-        side = orders.index("clip before unscale")
-        name, other = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
-        return Cause(
-            "grad-clip",
-            f"{name} clips the gradients before they are unscaled, so that their norm counts the loss scale; {other}"
-            " clips after",
-            f"in {name} call scaler.unscale_(optimizer) before clip_grad_norm_",
-            tuple([*evidence, f"order of events at step {step}: {orders[0]} in {{A}}, {orders[1]} in {{B}}"]),
-            steps=(step, max(case.steps)),
-        )
-    if clips[0] or clips[1]:
-        one, other_c = coefficients
-        if one is not None and other_c is not None and one and abs(other_c / one - c) < 1e-3 * abs(c):
-            return Cause(
-                "grad-clip", _clip_words(clips), _clip_fix(clips), tuple(evidence), steps=(step, max(case.steps))
-            )
-    constant = _constant_norm(case, step)
-    if constant is not None:
-        side, norm, n = constant
-        name, other = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
-        return Cause(
-            "grad-clip",
-            f"{name} clips its gradients to a total norm of {figure(norm)}; {other} does not",
-            f"clip in both to max_norm={figure(norm)}, or in neither",
-            tuple([*evidence, f"the total norm of {name} is {figure(norm)} at {count_words(n, 'step')}"]),
-            steps=(step, max(case.steps)),
-        )
-    return None
-
-
-def _order(events: Sequence[Event]) -> str:
-    kinds = [event.kind for event in events if event.kind in ("clip", "unscale")]
-    if "clip" not in kinds:
-        return "no clip"
-    if "unscale" not in kinds:
-        return "clip alone"
-    return "clip before unscale" if kinds.index("clip") < kinds.index("unscale") else "clip after unscale"
-
-
-def _clip_words(clips: Sequence[Sequence[Event]]) -> str:
-    if not clips[0] or not clips[1]:
-        has, lacks = ("{B}", "{A}") if clips[1] else ("{A}", "{B}")
-        event = (clips[1] or clips[0])[0]
-        return (
-            f"{has} clips the gradients to a total norm of {event.data.get('max_norm')}; no clip of {lacks} acts here"
-        )
-    a, b = (events[-1].data.get("max_norm") for events in clips)
-    if a != b:
-        return f"{{B}} clips the gradients to a total norm of {b}, {{A}} to {a}"
-    return "the two clip to the same norm, but count other gradients into the total norm"
-
-
-def _clip_fix(clips: Sequence[Sequence[Event]]) -> str:
-    if not clips[0]:
-        return "drop the clip in {B}, or clip in both"
-    event = clips[0][-1]
-    if not clips[1]:
-        return f"in {{B}} call clip_grad_norm_(parameters, {event.data.get('max_norm')}) between backward and step"
-    if event.data.get("max_norm") != clips[1][-1].data.get("max_norm"):
-        return f"in {{B}} clip to max_norm={event.data.get('max_norm')}"
-    return "in {B} clip all parameters at once, as {A} does"
-
-
-def _constant_norm(case: Case, step: int) -> tuple[int, float, int] | None:
-    """A side whose total norm is one constant at three steps or more from `step` on, while the other's is not."""
-    later = [s for s in case.steps if s >= step][:8]
-    norms = []
-    for s in later:
-        found = gradients_at(case, s)
-        norms.append((found.norm(0), found.norm(1)))
-    for side in (1, 0):
-        top = max((pair[side] for pair in norms), default=0.0)
-        at_top = [pair for pair in norms if top and abs(pair[side] - top) < 1e-4 * top]
-        others = [pair[1 - side] for pair in at_top]
-        if len(at_top) >= 3 and max(others) - min(others) > 1e-3 * max(others):
-            return side, top, len(at_top)
-    return None
-
-
-def _clipped_values(case: Case, step: int, found: Gradients) -> Cause | None:
-    """Elementwise clipping: one side is the other's with its elements bounded."""
-    for side, name in ((1, "{B}"), (0, "{A}")):
-        other = ("{B}", "{A}")[side]
-        own, theirs = found.flat(side), found.flat(1 - side)
-        bound = max((max(abs(r.low), abs(r.high)) for r in (found.a, found.b)[side]), default=0.0)
-        if not bound or not np.isfinite(bound) or np.abs(theirs).max(initial=0.0) <= bound * (1 + 1e-6):
-            continue
-        at_bound = int((np.abs(own) >= bound * (1 - 1e-6)).sum())
-        if at_bound >= 2 and close(np.clip(theirs, -bound, bound), own, eps=found.eps, n=8):
-            return Cause(
-                "grad-clip",
-                f"{name} clips every element of its gradients to {figure(bound)}; {other} does not",
-                f"clip by value in both, clip_grad_value_(parameters, {figure(bound)}), or in neither",
-                (f"{at_bound} sampled elements are at the bound at step {step}, all others are equal",),
-                steps=(step, max(case.steps)),
-            )
-    return None
-
-
 def _accumulated(case: Case, step: int, found: Gradients) -> Cause | None:
     """Gradients that still hold those of the step before."""
     earlier = [s for s in case.steps if s < step]
@@ -319,8 +167,7 @@ def _accumulated(case: Case, step: int, found: Gradients) -> Cause | None:
         known = np.isfinite(own) & np.isfinite(theirs) & np.isfinite(old)  # without samples nothing is
         own, theirs, old = own[known], theirs[known], old[known]
         if np.abs(old).max(initial=0.0) and close(theirs + old, own, scale=np.abs(theirs) + np.abs(old), eps=found.eps):
-            zeroed = [e for e in case.between(side, step) if e.kind == "zero_grad"]
-            seen = "a zero_grad" if zeroed else "no zero_grad"
+            seen = "a zero_grad" if "zero_grad" in case.kinds_between(side, step) else "no zero_grad"
             return Cause(
                 "grad-accumulated",
                 f"the gradients of {name} at step {step} still hold those of step {earlier[-1]}",
@@ -336,8 +183,10 @@ def _accumulated(case: Case, step: int, found: Gradients) -> Cause | None:
 
 def _partial(case: Case, step: int, found: Gradients) -> Cause | None:
     """Micro-batches whose gradients did not reach the step, where backwards and zero_grads tell it."""
+    if any(len(dict(source.trace.optimizers)) > 1 for source in case.sources):
+        return None  # a backward is no optimizer's own: a generator's goes through its discriminator
     backwards = [case.column("n_backward", side).get(step, 0) for side in (0, 1)]
-    lost = [_lost(case.between(side, step)) for side in (0, 1)]
+    lost = [_lost(case.kinds_between(side, step)) for side in (0, 1)]
     for side, name in ((1, "{B}"), (0, "{A}")):
         other = ("{B}", "{A}")[side]
         n, most = lost[side]
@@ -372,7 +221,7 @@ def _passed_over(case: Case, side: int, step: int, lost: Sequence[tuple[int, int
     (n, most), (none, usual) = lost[side], lost[1 - side]
     if none or not usual or not n or n % usual or most != n + usual:
         return None
-    alike = [s for s in case.steps if s > step and _lost(case.between(side, s))[0]]
+    alike = [s for s in case.steps if s > step and _lost(case.kinds_between(side, s))[0]]
     if 2 * len(alike) > len([s for s in case.steps if s > step]):
         return None
     name, other = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
@@ -389,14 +238,14 @@ def _passed_over(case: Case, side: int, step: int, lost: Sequence[tuple[int, int
     )
 
 
-def _lost(events: Sequence[Event]) -> tuple[int, int]:
+def _lost(kinds: Sequence[str]) -> tuple[int, int]:
     """Backward passes whose gradients were zeroed before the step, and backward passes in all."""
     lost, seen, run = 0, 0, 0
-    for event in events:
-        if event.kind == "backward":
+    for kind in kinds:
+        if kind == "backward":
             run += 1
             seen += 1
-        elif event.kind == "zero_grad":
+        elif kind == "zero_grad":
             lost += run
             run = 0
     return lost, seen

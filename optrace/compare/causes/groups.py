@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from optrace.compare.arrow import integers
 from optrace.compare.causes.case import Case, few
 from optrace.compare.causes.cause import Cause
 from optrace.compare.hyper import MISSING, HyperDifference
@@ -59,6 +60,45 @@ def membership(case: Case) -> Iterator[Cause]:
             )
 
 
+def late_params(case: Case) -> Iterator[Cause]:
+    """Parameters that come to one side's optimizer at a later step than to the other's."""
+    first = case.first
+    assert first is not None
+    rows = case.at(first.step)
+    for side, name in ((1, "{B}"), (0, "{A}")):
+        other, late = ("{B}", "{A}")[side], {}
+        for n, cell in case.cells():
+            own, theirs = ({quantity for c, quantity in rows[s] if c == n} for s in (side, 1 - side))
+            if not own and "param" in theirs:
+                late[cell.param_a] = _arrives(case, side, cell.param_b if side else cell.param_a)
+        if not late:
+            continue
+        step = min((s for s in late.values() if s is not None), default=None)
+        until = f"before step {step}" if step is not None else "from then on"
+        them = "it" if len(late) == 1 else "them"
+        yield Cause(
+            "param-missing",
+            f"{few(list(late))} {'is' if len(late) == 1 else 'are'} in no optimizer of {name} {until}, and in one of"
+            f" {other} at step {first.step}",
+            f"call add_param_group for {them} at the same step in both",
+            (f"nothing of {them} is recorded in {name} at step {first.step}, neither gradient nor state",),
+            steps=(first.step, first.step if step is None else step - 1),
+            params=tuple(late),
+        )
+
+
+def _arrives(case: Case, side: int, param: str) -> int | None:
+    """A's number of the first step after the first divergence at which a side holds a parameter."""
+    assert case.first is not None
+    shift = case.offset(case.pair) if side else 0
+    matched = case.matching.pairs[case.pair]
+    index = matched.b if side else matched.a
+    table = case.sources[side].trace.arrow("tensors", optimizer=index, param=param, quantity="param", columns=["step"])
+    steps = integers(table.column("step")) + shift
+    later = steps[steps > case.first.step]
+    return int(later.min()) if len(later) else None
+
+
 def missing_params(case: Case) -> Iterator[Cause]:
     """Parameters that one side's optimizer does not hold."""
     for side, words in enumerate((case.matching.only_in_a, case.matching.only_in_b)):
@@ -67,11 +107,17 @@ def missing_params(case: Case) -> Iterator[Cause]:
             continue
         has, lacks = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
         verb = "is" if len(params) == 1 else "are"
+        them = "it" if len(params) == 1 else "them"
+        fix = (
+            f"give {them} to the optimizer of {{B}} (all parameters that require grad, after the model has its final"
+            " modules)"
+        )
+        if has == "{B}":
+            fix = f"leave {them} out of the optimizer of {{B}}, or see why {{A}} has {them} not (a tied weight?)"
         yield Cause(
             "param-missing",
             f"{few(params)} {verb} in no optimizer of {lacks} that was compared, and in one of {has}",
-            f"give {'it' if len(params) == 1 else 'them'} to the optimizer of {lacks}"
-            " (all parameters that require grad, after the model has its final modules)",
+            fix,
             (f"{has} holds {count_words(len(params), 'parameter')} more",),
             params=tuple(params),
         )
@@ -85,8 +131,9 @@ def options(case: Case) -> Iterator[Cause]:
             continue
         if (found.group_a, found.group_b) not in moved_links(case, found.pair):
             by_key[found.key.partition(".")[0]].append(found)
+    own = [key for key, several in by_key.items() if any(map(case.hyper.set_by_user, several))]
     for key, several in by_key.items():
-        if cycled(case, key):
+        if cycled(case, key) or (own and key not in own):  # what the step makes of an option follows from it
             continue
         several.sort(key=lambda found: (found.step, found.group_a))
         yield _option(case, key, several)
@@ -149,7 +196,7 @@ def cycled(case: Case, key: str) -> bool:
 
 def _cycling(case: Case) -> tuple[set[str], set[str]]:
     """Schedulers of both sides that are known to write momentum or betas."""
-    a, b = ({str(e.data.get("class")) for e in events if e.kind == "scheduler_step"} for events in case.events)
+    a, b = ({str(e.data.get("class")) for e in side.read(side.of("scheduler_step"))} for side in case.events)
     return a & {"OneCycleLR", "CyclicLR"}, b & {"OneCycleLR", "CyclicLR"}
 
 

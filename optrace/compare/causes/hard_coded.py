@@ -133,7 +133,7 @@ def _eps(plain: Variant, rule: Rule, cube: Cube, options: Groups) -> Iterator[tu
             error = eps * np.abs(2.0**-24 * recorded / (recorded - base) ** 2 / (1 / (one - base) - 1 / (none - base)))
         known = np.isfinite(estimate) & np.isfinite(error) & (error > 0) & (estimate > 0)
         found += estimate[known].tolist()
-        weights += (error / estimate)[known].tolist()
+        weights += (error[known] / estimate[known]).tolist()
     best = np.array(found)[np.argsort(weights)[: max(3, len(found) // 8)]]
     if len(best) < 3:
         return

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from optrace.compare.causes.case import Case, close, figure
 from optrace.compare.causes.cause import Cause
-from optrace.compare.causes.gradients import Gradients, common_factor, gradients_at
+from optrace.compare.causes.gradient_rows import Gradients, gradients_at
+from optrace.compare.causes.gradients import common_factor
 
 Floats = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optrace.compare.causes.case import Case
-from optrace.compare.names import SYNONYMS
+from optrace.compare.names import in_torchs_words
 from optrace.compare.source import param_rows
 from optrace.replayer.cubes import Cube, Member, cubes, cut, renamed
 from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, Step, residuals
@@ -23,7 +23,6 @@ CARRIED_EPS = 8.0
 """The same where the rule had to carry its own state from step to step, whose roundings add up."""
 MOST_STEPS = 2000
 """Steps that are replayed at most."""
-_TORCHS = {other: name for name, others in SYNONYMS.items() for other in others}
 
 
 @dataclass
@@ -35,9 +34,13 @@ class Trial:
     keys: tuple[str, ...]
     carry: bool
     """Keep the state itself, for records whose state does not belong to the rule."""
+    jumps: bool = False
+    """Whether the rule jumps where an argument is zero (`Rule.jumps`)."""
     hyper: Mapping[str, Any] = field(default_factory=dict)
     """Options that replace the recorded ones."""
     worst: float = 0.0
+    total: float = 0.0
+    """Sum over parameters and steps of the worst element's error."""
     n_steps: int = 0
     n_numbers: int = 0
     failed: int | None = None
@@ -50,6 +53,11 @@ class Trial:
     def fits(self) -> bool:
         """Whether every judged number was given, and some were judged."""
         return self.failed is None and self.n_steps > 0
+
+    @property
+    def typical(self) -> float:
+        """The worst element's error of a parameter at a step, in eps, on the average."""
+        return self.total / self.n_numbers if self.n_numbers else 0.0
 
 
 class Recorded:
@@ -162,7 +170,7 @@ class Recorded:
                 looked = renamed(cube, names) if names else cube
                 carried = trial.carried if trial.carry else self._counters(trial, names or {})
                 try:
-                    found = residuals(trial.step, trial.keys, looked, groups[trial.name], carried)
+                    found = residuals(trial.step, trial.keys, looked, groups[trial.name], carried, jumps=trial.jumps)
                 except (KeyError, TypeError, ValueError):  # the record lacks state or options that the rule needs
                     trial.failed = int(cube.steps[0])
                 else:
@@ -183,6 +191,7 @@ def _account(trial: Trial, found: Residuals) -> None:
     if judged.any():
         finite = worst[judged]
         trial.worst = max(trial.worst, float(finite.max()))
+        trial.total += float(finite.sum())
     if beyond.any():
         i = int(np.argmax(beyond.any(axis=1)))
         m = int(np.argmax(beyond[i]))
@@ -190,14 +199,6 @@ def _account(trial: Trial, found: Residuals) -> None:
         errors = {"param": found.param[i, m]} | {f"state.{k}": t[i, m] for k, t in found.state.items()}
         quantity = next((q for q, error in errors.items() if error > limit), "param")
         trial.miss = found.members[m].name, quantity
-
-
-def in_torchs_words(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under torch's names: `learning_rate` is `lr`, `beta1` and `beta2` are `betas`."""
-    named = {_TORCHS.get(key, key) if _TORCHS.get(key, key) not in options else key: v for key, v in options.items()}
-    if "betas.0" in named and "betas.1" in named:
-        named["betas"] = (named.pop("betas.0"), named.pop("betas.1"))
-    return named
 
 
 def _decoupled(rule: str, class_name: str) -> dict[str, Any]:

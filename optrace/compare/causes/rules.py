@@ -129,17 +129,19 @@ def _guesses(case: Case, side: int, pair: int) -> Iterator[str]:
     )
     rest = ["adamw", "adam"] if "betas" in options else ["rmsprop"] if "alpha" in options else ["sgd"]
     rest += ["adagrad"] if "lr_decay" in options else []
+    rest += ["lion"] if "betas" in options and "eps" not in options else []
     yield from (rule for rule in rest if rule not in inside)
 
 
-def _trials(record: Recorded, name: str, step: Any, keys: tuple[str, ...]) -> list[Trial]:
-    """A rule on a record: with the recorded state where there is such, and with state of its own."""
+def _trials(record: Recorded, name: str, step: Any, rule: Rule) -> list[Trial]:
+    """A rule or a variant of it on a record: with the recorded state where there is such, and with state of its own."""
     found = []
+    keys = rule.state_keys
     needs = [key for key in keys if key not in ("step",)]
     if not needs or not record.state or record.names_for(keys) is not None:
-        found.append(Trial(name, step, keys, carry=False))
+        found.append(Trial(name, step, keys, carry=False, jumps=rule.jumps))
     if needs and record.from_its_start and not _is_torch(record):
-        found.append(Trial(name, step, keys, carry=True))
+        found.append(Trial(name, step, keys, carry=True, jumps=rule.jumps))
     return found
 
 
@@ -150,7 +152,7 @@ def _is_torch(record: Recorded) -> bool:
 def _followed(record: Recorded, names: list[str]) -> Followed | None:
     for name in names:
         rule = RULES[name]
-        trials = _trials(record, name, rule.step, rule.state_keys)
+        trials = _trials(record, name, rule.step, rule)
         record.judge(trials, {name: record.groups_for(name)})
         fitting = [trial for trial in trials if trial.fits]
         if fitting:
@@ -199,7 +201,7 @@ def _fitting(
     groups: dict[str, Groups] = {}
     for variant, options in candidates:
         groups[variant.name] = options
-        own = _trials(record, variant.name, variant.step, rule.state_keys)
+        own = _trials(record, variant.name, variant.step, rule)
         trials += [(variant, trial) for trial in (own if both_ways else own[:1])]
     record.judge([trial for _, trial in trials], groups)
     found: dict[str, tuple[Variant, Trial]] = {}
@@ -231,7 +233,7 @@ def _two_at_once(
 def _plain_fits(record: Recorded, rule: Rule) -> bool:
     """Whether the rule in float64 gives the record after all: then no variant of it may be blamed."""
     plain = Variant(rule.name, "plain", "rule-unknown", "", "", "", {})
-    trials = _trials(record, plain.name, plain.step, rule.state_keys)
+    trials = _trials(record, plain.name, plain.step, rule)
     record.judge(trials, {plain.name: record.groups_for(rule.name)})
     return any(trial.fits for trial in trials)
 

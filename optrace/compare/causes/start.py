@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optrace.compare.causes.case import Case, close, few, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.source import param_rows
 from optrace.compare.words import count_words
 from optrace.trace.dtypes import eps_of
+
+Floats = NDArray[np.float64]
 
 
 def dtypes(case: Case) -> Iterator[Cause]:
@@ -120,11 +123,17 @@ def frozen(case: Case) -> Iterator[Cause]:
             if asked[0].get(cell.param_a) is a_side and asked[1].get(cell.param_b) is (not a_side)
         ]
         if names:
+            them = "it" if len(names) == 1 else "them"
+            late = case.first is not None and case.first.step > min(case.steps, default=0)
+            since = f"since step {case.first.step}" if late and case.first is not None else "before training"
+            fix = f"in {{B}} call requires_grad_({a_side}) on {them}{'' if late else ' before training'}"
+            if late:
+                fix = f"look for what freezes or unfreezes {them} before that step, and do it in both or in neither"
             yield Cause(
                 "param-frozen",
-                f"{few(names)} {'does' if len(names) == 1 else 'do'} not require grad in {lacks}, and"
-                f" {'does' if len(names) == 1 else 'do'} in {has}",
-                f"in {lacks} call requires_grad_(True) on {'it' if len(names) == 1 else 'them'} before training",
+                f"{few(names)} {'does' if len(names) == 1 else 'do'} not require grad in {lacks}"
+                f"{f' {since}' if late else ''}, and {'does' if len(names) == 1 else 'do'} in {has}",
+                fix,
                 (f"{count_words(len(names), 'parameter')} of {len(case.cells())}",),
                 params=tuple(names),
             )
@@ -148,15 +157,19 @@ def init(case: Case) -> Iterator[Cause]:
     a = np.concatenate([row.used for _, row, _ in differing])
     b = np.concatenate([row.used for _, _, row in differing])
     known = np.isfinite(a) & np.isfinite(b)
-    distance = float(np.linalg.norm((a - b)[known]) / max(float(np.linalg.norm(a[known])), 1e-300))
+    size = float(np.linalg.norm(a[known]))
     total = sum((n, "param") in rows_a and (n, "param") in rows_b for n, _ in case.cells())
-    how = f"relative distance {figure(distance)} over the sampled elements"
+    how = "all zero in {A}"
+    if size:
+        how = f"relative distance {figure(float(np.linalg.norm((a - b)[known])) / size)} over the sampled elements"
     eps = max(eps_of(row.dtype) for _, row, _ in differing)
     if all(close(x.used, y.used, eps=max(eps, 2.0**-23), n=4) for _, x, y in differing):
         how = "equal but for rounding"
+    elif size and _same_in_float16(a[known], b[known]):
+        how = "equal but for rounding to float16: saved or loaded in half precision"
     elif all(close(x.used, y.used, eps=2.0**-8, n=1) for _, x, y in differing):
         how = "equal but for rounding to bfloat16: saved or loaded in half precision"
-    resumed = case.offset(case.pair) or any(event.kind == "load_state_dict" for event in case.events[1])
+    resumed = case.offset(case.pair) or case.events[1].of("load_state_dict").any()
     fix = (
         "load the same checkpoint on both sides, or set the same seed before the model is built"
         if not resumed
@@ -173,6 +186,12 @@ def init(case: Case) -> Iterator[Cause]:
     )
 
 
+def _same_in_float16(a: Floats, b: Floats) -> bool:
+    """Whether one side is the other's rounded to float16, to the bit."""
+    with np.errstate(all="ignore"):
+        return any(np.array_equal(one, other.astype(np.float16).astype(np.float64)) for one, other in ((a, b), (b, a)))
+
+
 def outside(case: Case) -> Iterator[Cause]:
     """Parameters that changed between two steps."""
     first = case.first
@@ -181,7 +200,7 @@ def outside(case: Case) -> Iterator[Cause]:
     earlier = [s for s in case.steps if s < step]
     last = case.at(earlier[-1] if earlier else int(case.timeline.steps[0]))
     names, who = [], set()
-    factors = []
+    factors, broken = [], []
     for side, name in enumerate(("{A}", "{B}")):
         rows = case.at(step)[side]
         for n, cell in case.cells():
@@ -189,16 +208,23 @@ def outside(case: Case) -> Iterator[Cause]:
             if now is not None and past is not None and now.fingerprint != past.fingerprint:
                 names.append(cell.param_a)
                 who.add(name)
+                if now.n_nan + now.n_inf > past.n_nan + past.n_inf:
+                    broken.append(cell.param_a)
+                    continue
                 with np.errstate(all="ignore"):
                     ratio = now.used / past.used
                 factors.append(ratio[np.isfinite(ratio)])
     if not names:
         return
     sides = " and ".join(sorted(who))
-    every = np.concatenate(factors)
+    every = np.concatenate(factors) if factors else np.empty(0)
     evidence = [f"what came to step {step} is not what step {earlier[-1] if earlier else 0} left"]
-    if len(every) and np.ptp(every) <= 1e-4 * abs(every[0]):
+    if len(every) and np.abs(every - 1).max() <= 1e-6:
+        evidence.append("the sampled elements changed by rounding alone, as when weights are swapped out and in again")
+    elif len(every) and np.ptp(every) <= 1e-4 * abs(every[0]):
         evidence.append(f"every sampled element was multiplied by {figure(float(every[0]))}")
+    if broken:
+        evidence.append(f"{few(broken)} {'holds' if len(broken) == 1 else 'hold'} nan or inf since then")
     yield Cause(
         "param-outside",
         f"{few(names)} changed outside the optimizer before step {step} in {sides}",

@@ -99,7 +99,8 @@ def _reset(case: Case, step: int, when: str, a: State, b: State, differing: Sequ
 
 def _where_lost(case: Case, side: int) -> Iterator[str]:
     """What the events say about saving and loading."""
-    loads = [e for e in case.events[side] if e.kind == "load_state_dict"]
+    events = case.events[side]
+    loads = list(events.read(events.of("load_state_dict")))
     name = ("{A}", "{B}")[side]
     if not loads:
         yield f"no load_state_dict of an optimizer was seen in {name}"

@@ -1,0 +1,49 @@
+"""The gradients that both sides have at one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optrace.compare.causes.case import Case, Row
+from optrace.trace.dtypes import eps_of
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of both sides at one step."""
+
+    names: list[str]
+    a: list[Row]
+    b: list[Row]
+
+    @property
+    def eps(self) -> float:
+        """Of the coarsest dtype."""
+        return max((eps_of(row.dtype) for row in (*self.a, *self.b)), default=2.0**-23)
+
+    def norm(self, side: int) -> float:
+        """Total norm over the parameters."""
+        return float(np.sqrt(sum(row.l2**2 for row in (self.a, self.b)[side])))
+
+    def flat(self, side: int) -> Floats:
+        """The sampled elements of all parameters."""
+        rows = (self.a, self.b)[side]
+        return np.concatenate([row.used for row in rows]) if rows else np.empty(0)
+
+
+def gradients_at(case: Case, step: int) -> Gradients:
+    """Present gradients of both sides at a step."""
+    rows_a, rows_b = case.at(step)
+    names, a, b = [], [], []
+    for n, cell in case.cells():
+        one, other = rows_a.get((n, "grad")), rows_b.get((n, "grad"))
+        if one is not None and other is not None and one.present and other.present and one.numel == other.numel:
+            names.append(cell.param_a)
+            a.append(one)
+            b.append(other)
+    return Gradients(names, a, b)
