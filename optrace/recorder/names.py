@@ -25,6 +25,7 @@ _WRAPPERS = {  # class name -> the path component under which it holds the modul
     "DeepSpeedEngine": "module",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OffloadWrapper": "_offload_wrapped_module",
+    "_FabricModule": "_forward_module",
 }
 _MAX_HELD = 10_000
 """Containers longer than this are not searched for parameters."""

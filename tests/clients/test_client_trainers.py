@@ -113,3 +113,28 @@ def test_lightning_with_manual_optimization(tmp_path):
     for kind, of in (("clip", [0] * 4), ("zero_grad", [0, 0, 1, 0, 0, 1])):
         assert events[events["kind"] == kind]["optimizer"].tolist() == of
     assert trace.steps["n_backward"].tolist() == [1] * 6
+
+
+def test_fabric(tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    def train() -> list[tuple[str, torch.Tensor]]:
+        torch.manual_seed(1)
+        fabric = lightning.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        model, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), lr=0.01))
+        data = fabric.setup_dataloaders(DataLoader(TensorDataset(torch.randn(16, 3)), batch_size=4))
+        for index, (x,) in enumerate(data):
+            with fabric.no_backward_sync(model, enabled=index % 2 == 0):
+                fabric.backward(model(x).square().mean())
+            if index % 2:
+                fabric.clip_gradients(model, optimizer, max_norm=0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+        return list(net.named_parameters())
+
+    trace = check_inside(tmp_path, train, [2])
+    assert trace.steps["n_backward"].tolist() == [2, 2] and trace.steps["grad_norm"].notna().all()
+    events = trace.events[trace.events["kind"].isin(["clip", "step", "zero_grad"])].sort_values("seq")
+    assert events["kind"].tolist() == ["clip", "step", "zero_grad"] * 2
+    assert set(events["optimizer"]) == {0}
