@@ -128,10 +128,10 @@ static inline __attribute__((always_inline)) TARGET int ISA(beyond_as)(Elements 
     const ISA(Doubles) bound = zero + most * (1 - 0x1p-50); /* room for the rounding of the product and the quotient */
     ISA(Words) within = ~(ISA(Words)){0};
     ISA(Doubles) gap = zero;
-    const float *one = e->single[0], *other = e->single[1];
+    const char *one = e->single[0], *other = e->single[1];
     for (size_t k = 0; k < n; k += W) {
-        const ISA(Doubles) x = single ? ISA(doubles32)((const char *)(one + k)) : ISA(doubles_at)(e->own[0] + k);
-        const ISA(Doubles) y = single ? ISA(doubles32)((const char *)(other + k)) : ISA(doubles_at)(e->own[1] + k);
+        const ISA(Doubles) x = single ? ISA(doubles32)(one + k * sizeof(float)) : ISA(doubles_at)(e->own[0] + k);
+        const ISA(Doubles) y = single ? ISA(doubles32)(other + k * sizeof(float)) : ISA(doubles_at)(e->own[1] + k);
         const ISA(Doubles) difference = ISA(magnitude)(x - y);
         ISA(Doubles) size;
         if (has_scale) {

@@ -91,8 +91,8 @@ static void compare_chunk(const Tensors *t, int64_t position, size_t n, double *
         if (found->first < 0)
             found->first = position + (int64_t)first_unlike(a, b, size);
         if (plain && alone && dtype == FLOAT32 && n == CHUNK) {
-            e.single[0] = (const float *)a;
-            e.single[1] = (const float *)b;
+            e.single[0] = a;
+            e.single[1] = b;
             if (!loops->beyond(&e, n, *most)) {
                 found->n_different += (int64_t)unlike;
                 found->gap = e.gap > found->gap ? e.gap : found->gap;

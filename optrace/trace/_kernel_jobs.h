@@ -86,7 +86,7 @@ static inline const double *sample_of(const double *samples, int32_t row)
 /* Some elements of two tensors and what tells their scale, as doubles; n is a multiple of LANES, what was added is zero.
  * What is not there is NULL. */
 typedef struct {
-    const float *single[2]; /* the elements as they are, where nothing else is asked for */
+    const char *single[2]; /* float32: the elements as they are, where nothing else is asked for */
     const double *own[2], *value[2], *old[2];
     double limits[N_SCALES];
     int is_state, tolerant;

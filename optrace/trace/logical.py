@@ -222,9 +222,14 @@ class LogicalTrace(Trace):
         return None if found is None else (found.dtype.name, found)
 
     def stored(
-        self, name: str, selection: Selection, columns: Sequence[str] | None, after: Mapping[int, int] | None = None
+        self,
+        name: str,
+        selection: Selection,
+        columns: Sequence[str] | None,
+        after: Mapping[int, int] | None = None,
+        coded: bool = False,
     ) -> Any:
-        """Rows of a stored table of the whole run; `columns` None for all."""
+        """Rows of a stored table of the whole run, strings as strings, `coded` or not; `columns` None for all."""
         wanted = list(columns) if columns is not None else arrow_schema(name).names
         for column in wanted:
             if column not in arrow_schema(name).names:
