@@ -6,6 +6,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from optrace.recorder.patching import Observers
@@ -13,6 +14,9 @@ from optrace.recorder.price import ObservedCall
 
 if TYPE_CHECKING:
     from optrace.recorder.session import Session
+
+CACHE = 2**20
+"""Bytes that are read to have the caches of a core used for something else."""
 
 _quiet = torch._C.DisableTorchFunction
 
@@ -48,12 +52,14 @@ class Calibration:
         observers.put(kind, "zero_grad", "zero_grad", self._begin, self._end_zero_grad)
         observers.put(kind, "backward", "backward", self._begin_backward, self._end_backward, None, True)
         observers.active = True
+        self._elsewhere = np.zeros(CACHE // 8)
         self._thing: Any = kind()
         self._root = torch.zeros(())
         self._context.know(self._thing)
 
     def take(self) -> tuple[ObservedCall, ObservedCall]:
-        """Seconds of an observed call: with caches as they are, and of the same right after."""
+        """Seconds of an observed call: when something else has used the caches, and right after that again."""
+        self._elsewhere.sum()
         return self._once(), self._once()
 
     def _once(self) -> ObservedCall:

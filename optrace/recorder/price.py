@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 STEPS = 3
 """Steps after the first over which the price is taken ..."""
-QUICK_STEPS, QUICK = 32, 0.25
+QUICK_STEPS, QUICK = 64, 0.25
 """... or so many, unless they take longer than this together (seconds): the first steps make plans and layouts."""
+EACH = 4
+"""At one of so many of these steps it is looked what observing a call costs: that step and the next are not typical."""
 CACHES = 1e-4
 """Seconds that a step loses at most to caches that the recorder has used: 1 MB read anew at 10 GB/s."""
 
@@ -38,9 +40,12 @@ class ObservedCall(NamedTuple):
     backward: float
 
     def of(self, former: Mark, later: Mark) -> float:
-        """What observing took between two steps; the step itself is an event that nobody observed."""
+        """What observing took between two steps.
+
+        Each event is a call, also the step: what torch needs to call the hooks is outside the time that they take.
+        """
         backwards = later.backwards - former.backwards
-        return backwards * self.backward + max(later.events - former.events - 1 - backwards, 0) * self.plain
+        return backwards * self.backward + max(later.events - former.events - backwards, 0) * self.plain
 
 
 class Price:
@@ -57,17 +62,23 @@ class Price:
         self._marks: list[Mark] = []
         self._observed: list[tuple[ObservedCall, ObservedCall]] = []
 
-    def step_ended(self, mark: Mark, observed: tuple[ObservedCall, ObservedCall] | None, soon: bool = False) -> bool:
+    @property
+    def wants_observed(self) -> bool:
+        """Whether `observed` is to be called with the step that is about to be marked."""
+        return len(self._marks) % EACH == 0
+
+    def observed(self, cold: ObservedCall, warm: ObservedCall) -> None:
+        """Take the cost of observing a call when training has used the caches, and right after that again."""
+        self._observed.append((cold, warm))
+
+    def step_ended(self, mark: Mark, soon: bool = False) -> bool:
         """The first optimizer has completed a step; whether the price can be told.
 
-        `observed`: the cost of observing a call, with caches as training leaves them and right after that again;
         `soon`: after `STEPS` steps even if they were quick.
         """
         if self.told:
             return False
         self._marks.append(mark)
-        if observed is not None:
-            self._observed.append(observed)
         count = len(self._marks) - 1
         return count >= STEPS and (soon or count >= QUICK_STEPS or mark.now - self._marks[0].now >= QUICK)
 

@@ -565,14 +565,15 @@ class Session:
                 with self._lock:
                     self._later.write_all()
             start = perf_counter()
-            observed = self._observed_calls()
+            if price.wants_observed:
+                price.observed(*self._observed_calls())
             spent = perf_counter() - start
         except Exception as error:
             self.fail(error)
             return 0.0
         mark = Mark(now, price.hooks, self._aside, price.rows, self._rank.bytes_written, price.events, self._n_backward)
         self._aside += spent
-        if price.step_ended(mark, observed, soon=on_device):
+        if price.step_ended(mark, soon=on_device):
             self._say_price()
         return spent
 
