@@ -15,6 +15,7 @@ import numpy.typing as npt
 from optrace.errors import TraceError
 from optrace.trace.arrays import record_batch
 from optrace.trace.jsonfile import to_json
+from optrace.trace.measure import kernel
 from optrace.trace.schema import COLUMNS, ROW_BYTES, SAMPLE_SLOTS, Event
 from optrace.trace.stream import BatchTemplate
 
@@ -25,6 +26,11 @@ _KEY_COLUMNS = ("step", "optimizer")
 _STATISTICS = 9
 _FIRST_STATISTIC = "mean"
 _SECOND_STATISTIC = "l1"
+
+_fill_tensors: Any = None if kernel is None else kernel.fill_tensors
+_fill_step: Any = None if kernel is None else kernel.fill_step
+_fill_events: Any = None if kernel is None else kernel.fill_events
+"""Each fills a batch that has been laid out before in one call; None without the C kernel."""
 
 
 class TensorLayout:
@@ -70,9 +76,12 @@ class TensorLayout:
         if there != self._there:
             self._bits[:] = np.packbits(present, bitorder="little")
             self._there = there
-        self._step.fill(step)
-        self._statistics[:] = self._given_statistics
-        self._sample[:] = self._given_sample
+        if _fill_tensors is not None:
+            _fill_tensors(template.bytes, self._places, step, self._given)
+        else:
+            self._step.fill(step)
+            self._statistics[:] = self._given[:, :_STATISTICS].T
+            self._sample[:] = self._given[:, _STATISTICS:]
         return template.bytes
 
     def _look_at(self, rows: npt.NDArray[np.void]) -> None:
@@ -82,9 +91,7 @@ class TensorLayout:
             raise TraceError(f"a layout of {count} tensors got rows {rows.shape} of {rows.dtype.itemsize} bytes")
         whole = rows.flags.c_contiguous
         self._rows = rows if whole else None
-        numbers = (rows if whole else np.ascontiguousarray(rows)).view(np.int64).reshape(count, ROW_BYTES // 8)
-        self._given_statistics = numbers[:, :_STATISTICS].T
-        self._given_sample = numbers[:, _STATISTICS:]
+        self._given = (rows if whole else np.ascontiguousarray(rows)).view(np.int64).reshape(count, ROW_BYTES // 8)
 
     def _build(self) -> BatchTemplate:
         count = len(self.param)
@@ -106,6 +113,7 @@ class TensorLayout:
         whole = np.frombuffer(template.bytes, np.uint8)
         start = first.ctypes.data - whole.ctypes.data
         self._statistics = np.ndarray((_STATISTICS, count), np.int64, template.bytes, start, (stride, 8))
+        self._places = struct.pack("4q", template.place("step")[0], start, stride, template.place("sample")[0])
         return template
 
 
@@ -221,15 +229,21 @@ class StepBatches:
 
     def __init__(self) -> None:
         self._templates: dict[tuple[bool, ...], _StepTemplate] = {}
+        self._last: _StepTemplate | None = None
 
     def fill(self, step: int, optimizer: int, values: Mapping[str, Any]) -> bytearray:
         """The batch of one step; a missing or None number is null (the counts: 0)."""
+        last = self._last
+        if last is not None and _fill_step(last.message, last.places, *last.keys, step, optimizer, values):
+            return last.message
         numbers: list[Any] = [values.get(name) for name in self._names]
         known = tuple([number is not None for number in numbers])
         template = self._templates.get(known)
         if template is None:
             nulls = {name for name, there in zip(self._names, known, strict=True) if not there}
             template = self._templates[known] = _StepTemplate(nulls.difference(self._counts))
+        if _fill_step is not None:
+            self._last = template
         if not all(known):
             numbers = [values.get(name) for name, _ in template.fields]
             numbers = [0 if number is None else number for number in numbers]
@@ -261,6 +275,13 @@ class _StepTemplate:
             layout += f"{at - end}x{code}"
             end = at + width
         self.pack = struct.Struct(layout).pack_into
+        self.keys = [template.place(name)[0] for name in _KEY_COLUMNS]
+        self.places: tuple[Any, ...] = ()
+        """Name, code and place of each column but the keys, one after the other; code 0 where it is null."""
+        for column in COLUMNS["steps"][len(_KEY_COLUMNS) :]:
+            null = column.name in nulls
+            code = "0" if null else codes[column.type][0]
+            self.places += (column.name, code, 0 if null else template.place(column.name)[0])
 
 
 class EventBatches:
@@ -268,9 +289,14 @@ class EventBatches:
 
     def __init__(self) -> None:
         self._templates: dict[Any, _EventTemplate] = {}
+        self._last: tuple[Any, ...] | None = None
 
     def fill(self, events: Sequence[Event]) -> bytearray:
         """The batch of these events (at least one), in their order."""
+        last = self._last
+        if last is not None and _fill_events(*last, events):
+            message: bytearray = last[0]
+            return message
         seqs, steps, kinds, optimizers, data = zip(*events, strict=True)
         texts = [_text(one) if one else b"{}" for one in data]
         sizes = tuple([_bucket(len(text)) for text in texts])
@@ -279,6 +305,8 @@ class EventBatches:
             if len(self._templates) >= _TEMPLATES:
                 self._templates.clear()
             template = self._templates[kinds, sizes] = _EventTemplate(kinds, sizes)
+        if _fill_events is not None:
+            self._last = template.message, template.places, kinds, sizes
         message = template.message
         template.longs(message, template.seq, *seqs)
         template.longs(message, template.step, *steps)
@@ -294,8 +322,9 @@ class _EventTemplate:
         columns = {"kind": [clean(kind) for kind in kinds], "data": [" " * size for size in sizes]}
         template = BatchTemplate(record_batch("events", len(kinds), columns))
         self.message = template.bytes
-        places = (template.place(name)[0] for name in ("seq", "step", "optimizer", "data"))
+        places = [template.place(name)[0] for name in ("seq", "step", "optimizer", "data")]
         self.seq, self.step, self.optimizer, self.data = places
+        self.places = struct.pack("4q", self.seq, self.step, self.optimizer, self.data)
         self.longs = struct.Struct(f"<{len(kinds)}q").pack_into
         self.ints = struct.Struct(f"<{len(kinds)}i").pack_into
         self.texts = struct.Struct("".join(f"{size}s" for size in sizes)).pack_into
