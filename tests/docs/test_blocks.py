@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,10 @@ def test_every_block_of_the_page_runs(page, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPTRACE_", "PYTEST_")) and k != "CI"}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OPTRACE_EXAMPLES": str(ROOT / "docs" / "examples"),
         "NO_COLOR": "1",
         "COLUMNS": "100",
     }
-    (tmp_path / "two_layers.py").write_bytes((ROOT / "docs" / "examples" / "two_layers.py").read_bytes())
+    shutil.copytree(ROOT / "docs" / "examples", tmp_path, dirs_exist_ok=True)
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("run_blocks.py")), str(page)],
         cwd=tmp_path,
