@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ PROGRAMS = HERE / "programs"
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
+    "DS_ACCELERATOR": "cpu",  # or DeepSpeed, where accelerate finds it, prints a line with the time
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -60,6 +62,35 @@ def record(program: str, folder: Path, *arguments: str, options: Sequence[str] =
         **more,
     )
     return optrace.open(folder / "run")
+
+
+class Forks:
+    """Runs programs in processes forked from one that has imported torch: `client_forks.py`."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, HERE / "client_forks.py"],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: Path, folder: Path, *arguments: str, **more: str) -> str:
+        """Run a script in a folder, which is made; its standard output."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        before = shlex.join([str(folder), *(f"{name}={value}" for name, value in more.items())])
+        self._server.stdin.write(f"{before} -- {shlex.join([str(script), *arguments])}\n")
+        self._server.stdin.flush()
+        status = self._server.stdout.readline().strip()
+        printed = folder.with_suffix(".stdout").read_text()
+        errors = folder.with_suffix(".stderr").read_text()
+        assert status == "0", f"{script} in {folder}: {status}\n{printed[-2000:]}\n{errors[-6000:]}"
+        return printed
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.communicate()
 
 
 @dataclass
@@ -127,22 +158,19 @@ class Client:
 Runner = Callable[..., Client]
 
 
-def three_runs(folder: Path, program: str, *arguments: str, models: str = "model", **capture_more: str) -> Client:
-    """Run `program` (of tests/clients/programs) alone, recorded and captured."""
+def three_runs(
+    folder: Path, forks: Forks, program: str, *arguments: str, models: str = "model", **capture_more: str
+) -> Client:
+    """Run `program` (of tests/clients/programs) alone, captured, and recorded as a user records it."""
     script = PROGRAMS / program
     with ThreadPoolExecutor(1) as pool:
-        alone = pool.submit(run, [sys.executable, script, *arguments], folder / "alone")
         recorded = pool.submit(
             run,
             [sys.executable, "-m", "optrace", "record", "-o", "../run", script, *arguments],
             folder / "recorded",
         )
-        captured = pool.submit(
-            run,
-            [sys.executable, HERE / "client_capture.py", "capture.json", models, script, *arguments],
-            folder / "captured",
-            **capture_more,
-        )
-        captured.result()
-    trace = optrace.open(folder / "run")
-    return Client(folder, alone.result().stdout, recorded.result().stdout, trace, recorded.result().stderr)
+        alone = forks.run(script, folder / "alone", *arguments)
+        capture = ("capture.json", models, str(script), *arguments)
+        forks.run(HERE / "client_capture.py", folder / "captured", *capture, **capture_more)
+        done = recorded.result()
+    return Client(folder, alone, done.stdout, optrace.open(folder / "run"), done.stderr)
