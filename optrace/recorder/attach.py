@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from optrace.errors import OptraceError
-from optrace.recorder import place
+from optrace.recorder import identity
 from optrace.recorder.settings import Settings
 
 
@@ -22,7 +22,7 @@ def begin() -> None:
     try:
         from optrace.recorder import recording
 
-        place.note_member()
+        identity.note_member()
         recording.start_from_settings(settings)
     except Exception as error:
         if settings.strict:

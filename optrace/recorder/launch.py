@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from optrace.errors import RecordError
-from optrace.recorder import place
+from optrace.recorder import identity, place
 from optrace.recorder.attach import say
 from optrace.recorder.settings import VARIABLE, Settings
 
@@ -55,7 +55,7 @@ def launch(program: Program, settings: Settings) -> NoReturn:
         SystemExit: with 127 or 126, as a shell, where a command is not found or cannot be run.
     """
     options = _interpreter_options() if program.kind != "command" else []
-    above = place.new_launch(os.environ, is_python=program.kind != "command")
+    above = identity.new_launch(os.environ, is_python=program.kind != "command")
     shown = settings.output or place.default_output(program.name, os.environ)
     settings = replace(settings, output=os.path.abspath(shown))
     place.check(shown, settings.force, above, os.environ)
@@ -69,12 +69,12 @@ def launch(program: Program, settings: Settings) -> NoReturn:
     _become(program.command(options), environment(settings, above))
 
 
-def environment(settings: Settings, above: place.Launch) -> dict[str, str]:
+def environment(settings: Settings, above: identity.Launch) -> dict[str, str]:
     """This process's environment, changed so that every Python started in it records itself."""
     environ = dict(os.environ)
-    environ.pop(place.MEMBER_VARIABLE, None)
+    environ.pop(identity.MEMBER_VARIABLE, None)
     environ[VARIABLE] = settings.to_json()
-    environ[place.LAUNCH_VARIABLE] = above.to_json()
+    environ[identity.LAUNCH_VARIABLE] = above.to_json()
     kept = environ.get("PYTHONPATH", "")
     if kept.split(os.pathsep)[0] != AUTOSTART:
         # No separator without something behind it: an empty entry would put the working directory on sys.path.
@@ -83,7 +83,7 @@ def environment(settings: Settings, above: place.Launch) -> dict[str, str]:
 
 
 def _speaks_for_its_job() -> bool:
-    job = place.Job.of(os.environ)
+    job = identity.Job.of(os.environ)
     return job is None or job.rank == 0
 
 

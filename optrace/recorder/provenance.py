@@ -52,7 +52,7 @@ def run_info(settings: Settings) -> dict[str, Any]:
     Keys: run (a random id), job (what the launcher calls it, or None), started (UTC), command (argv with secrets
     removed), code (git: commit and dirty, or None; script: path and sha256, or None), optrace (its version), settings.
     """
-    from optrace.recorder.place import Job
+    from optrace.recorder.identity import Job
 
     job = Job.of(os.environ)
     return {

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from optrace.errors import RecordError
-from optrace.recorder import place
+from optrace.recorder import identity, place
 from optrace.recorder.events_data import clean_json
 from optrace.recorder.session import Session, StoppedAfter, recorded_here
 from optrace.recorder.settings import Settings, parse_names, parse_size, parse_steps
@@ -61,7 +61,7 @@ def start(path: str | os.PathLike[str] | None = None, **settings: Any) -> Sessio
         if _is_interactive() or os.path.abspath(output) in recorded_here:
             made = replace(made, force=True)
         else:
-            place.check(output, False, place.new_launch(os.environ, is_python=True), os.environ)
+            place.check(output, False, identity.new_launch(os.environ, is_python=True), os.environ)
     return _start(Session(place.settle(made)))
 
 

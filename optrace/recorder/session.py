@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from optrace.errors import OptraceError, RecordError
-from optrace.recorder import place
+from optrace.recorder import identity, place
 from optrace.recorder.attach import say
 from optrace.recorder.events_data import PLAIN, json_of
 from optrace.recorder.later import Later, Slots, Tensors, arrived
@@ -617,7 +617,7 @@ class Session:
     def _recorded_nothing(self) -> bool:
         """Whether all of what was launched has made no step: this process, and those below it."""
         output = self.settings.output
-        return not self.from_python and place.is_the_program() and output is not None and not os.path.isdir(output)
+        return not self.from_python and identity.is_the_program() and output is not None and not os.path.isdir(output)
 
     def _speaks(self) -> bool:
         return self._place is not None and self._place.rank_number == 0

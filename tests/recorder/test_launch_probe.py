@@ -186,7 +186,7 @@ def test_the_environments_own_sitecustomize_runs_as_without_us(probe, tmp_path, 
     # optrace's own process would start under that sitecustomize, too: here only what it launches does
     code = (
         "import os\n"
-        "from optrace.recorder.launch import environment\nfrom optrace.recorder.place import new_launch\n"
+        "from optrace.recorder.launch import environment\nfrom optrace.recorder.identity import new_launch\n"
         "from optrace.recorder.settings import Settings\n"
         f"os.environ['PYTHONPATH'] = {str(tmp_path / 'lib')!r}\n"
         "env = environment(Settings(output='x'), new_launch(os.environ, True))\n"

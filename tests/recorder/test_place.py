@@ -14,16 +14,16 @@ import pytest
 from launching import environment
 
 from optrace.errors import RecordError
-from optrace.recorder import place
+from optrace.recorder import identity, place
 from optrace.recorder.settings import VARIABLE, Settings
 
 CLAIM = """
 import os, sys
 from optrace.errors import RecordError
-from optrace.recorder import place
+from optrace.recorder import identity, place
 from optrace.recorder.settings import Settings
 settings = Settings.from_environment() or Settings(output=os.environ.get("OUTPUT"), force="FORCE" in os.environ)
-place.note_member()
+identity.note_member()
 if sys.argv[1:] == ["wait"]:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -68,7 +68,7 @@ def claim_together(cwd, environments):
 def launched(output, launch="aaaa", pid=1, is_python=True, shared=False):
     """What `optrace record -o OUTPUT` puts into the environment."""
     return {VARIABLE: Settings(output=output).to_json(),
-            place.LAUNCH_VARIABLE: place.Launch(launch, pid, is_python, shared).to_json()}  # fmt: skip
+            identity.LAUNCH_VARIABLE: identity.Launch(launch, pid, is_python, shared).to_json()}  # fmt: skip
 
 
 def torchrun(tmp_path, rank, restarts=0, agent="x1", nodes=1, run_id="none"):
@@ -231,7 +231,7 @@ def test_under_one_record_the_script_leads_and_other_processes_are_children(tmp_
     code = (
         "import os, subprocess, sys\n"
         f"os.environ.update({launched(output)!r})\n"
-        "from optrace.recorder.place import LAUNCH_VARIABLE, Launch\n"
+        "from optrace.recorder.identity import LAUNCH_VARIABLE, Launch\n"
         "os.environ[LAUNCH_VARIABLE] = Launch('aaaa', os.getpid(), True, False).to_json()\n"
         "child = [sys.executable, '-c', sys.argv[1]]\n"
         "subprocess.run(child)\n"
@@ -271,8 +271,8 @@ def test_a_ranks_own_subprocess_is_a_child_though_it_inherits_its_rank(tmp_path)
     env = {**launched(str(tmp_path / "run_a"), is_python=False), **torchrun(tmp_path, 1)}
     code = (
         "import subprocess, sys\n"
-        "from optrace.recorder import place\n"
-        "place.note_member()\n"
+        "from optrace.recorder import identity, place\n"
+        "identity.note_member()\n"
         "subprocess.run([sys.executable, '-c', sys.argv[1]])\n"
         "exec(sys.argv[1])\n"
     )
@@ -314,7 +314,7 @@ def test_ranks_of_a_new_job_force_an_old_run_aside_once(tmp_path):
 
 def test_what_record_refuses_before_the_program_starts_is_what_its_first_step_would_be_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    me = place.Launch("aaaa", 1, True, False)
+    me = identity.Launch("aaaa", 1, True, False)
     place.check("run_a", False, me, {})
     (tmp_path / "run_a").mkdir()
     place.check("run_a", False, me, {})
@@ -323,7 +323,7 @@ def test_what_record_refuses_before_the_program_starts_is_what_its_first_step_wo
         place.check("run_a", False, me, {})
     place.check("run_a", True, me, {})
     claim(tmp_path, OUTPUT="run_b", **torchrun(tmp_path, 0))
-    job = place.new_launch(torchrun(tmp_path, 1), True)
+    job = identity.new_launch(torchrun(tmp_path, 1), True)
     place.check("run_b", False, job, torchrun(tmp_path, 1))
     place.check("run_b", False, job, torchrun(tmp_path, 0, restarts=1))
     with pytest.raises(RecordError, match="--force"):
