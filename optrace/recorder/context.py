@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import get_ident as _thread
@@ -14,122 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optrace.recorder.fingerprints import combine, is_plain, signed
+from optrace.recorder.account import Account, Value, number, read_scalar
+from optrace.recorder.fingerprints import combine, signed
 from optrace.recorder.generators import generator_fingerprint
-from optrace.recorder.later import Mean, Slots
+from optrace.recorder.later import Slots
 from optrace.recorder.leftovers import Leftovers, version_of
-
-Value = float | torch.Tensor
-"""A number, or a 0-d tensor on a device that is read when the step has ended."""
 
 REACH_LIMIT = 16
 """With more optimizers than this a backward is counted for each of them; with fewer only where it left a gradient."""
 PROBES = 32
-PENDING = 4096
-"""Losses on a device that are kept for an optimizer that does not step."""
-
-_READERS: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
-_HALF = {torch.float16: lambda bits: struct.unpack("<e", struct.pack("<H", bits))[0]} | {
-    torch.bfloat16: lambda bits: struct.unpack("<f", struct.pack("<I", bits << 16))[0]
-}
-
-
-def read_scalar(tensor: Any) -> Value | None:
-    """Return the value of a tensor of one element, unseen by whoever watches torch's functions or operators.
-
-    On the CPU it is read from memory; a tensor on a device is kept, detached, for `number` to read later, so that
-    nothing waits. None for anything else: several elements, integers, fake tensors, DTensors.
-    """
-    if (type(tensor) is not torch.Tensor and not is_plain(tensor)) or tensor.numel() != 1 or tensor.is_sparse:
-        return None
-    if not tensor.is_cpu:
-        if tensor.is_meta or torch._C._len_torch_dispatch_stack():
-            return None
-        return tensor.detach() if tensor.is_floating_point() else None
-    reader = _READERS.get(tensor.dtype)
-    if reader is not None:
-        value: float = reader.from_address(tensor.data_ptr()).value
-        return value
-    half = _HALF.get(tensor.dtype)
-    return None if half is None else float(half(ctypes.c_uint16.from_address(tensor.data_ptr()).value))
-
-
-def number(value: Value | None) -> float | None:
-    """Return a value as a float, waiting for the device; None stays None, as does what a captured graph still holds."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    if value.is_cuda and torch.cuda.is_current_stream_capturing():
-        return None
-    return float(value.item())
-
-
-class _Track:
-    """One optimizer's account since its last step."""
-
-    __slots__ = ("batch", "n_backward", "n_losses", "n_skipped", "norm", "pending", "rng", "total")
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.n_backward = self.n_skipped = self.n_losses = 0
-        self.total = 0.0
-        self.pending: deque[torch.Tensor] | None = None
-        self.norm: Value | None = None
-        self.batch: int | None = None
-        self.rng: int | None = None
-
-    def forget_losses(self) -> None:
-        self.total, self.n_losses, self.pending = 0.0, 0, None
-
-    def copy_from(self, other: _Track) -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(other, name))
-        if self.pending is not None:
-            self.pending = self.pending.copy()
-
-    def join(self, other: _Track) -> None:
-        """Take over what `other` counted, and clear it."""
-        self.n_backward += other.n_backward
-        self.total, self.n_losses = self.total + other.total, self.n_losses + other.n_losses
-        if other.pending:
-            self.pending = deque([*(self.pending or ()), *other.pending], maxlen=PENDING)
-        self.rng = other.rng if self.rng is None else self.rng
-        self.batch = other.batch if self.batch is None else self.batch
-        other.clear()
-
-    def add(self, values: Iterable[Value], rng: int | None) -> None:
-        """Count one backward."""
-        self.n_backward += 1
-        self.norm = None
-        if self.rng is None:
-            self.rng = rng
-        for value in values:
-            if isinstance(value, float):
-                self.total += value
-                self.n_losses += 1
-            else:
-                if self.pending is None:
-                    self.pending = deque(maxlen=PENDING)
-                self.pending.append(value)
-
-    def drop(self, values: Iterable[Value]) -> None:
-        """Uncount the last backward, which raised."""
-        self.n_backward -= 1
-        for value in values:
-            if isinstance(value, float):
-                self.total, self.n_losses = self.total - value, self.n_losses - 1
-            elif self.pending:
-                self.pending.pop()
-
-    def loss(self, slots: Slots | None) -> float | Mean | None:
-        total, count = self.total, self.n_losses
-        if self.pending and slots is not None:
-            return Mean(total, count, [slots.put(value) for value in self.pending])
-        if self.pending:
-            late = [value for value in map(number, self.pending) if value is not None]
-            total, count = total + sum(late), count + len(late)
-        return total / count if count else None
 
 
 def _params(optimizer: Any) -> list[Any]:
@@ -190,12 +80,12 @@ class StepContext:
     """
 
     def __init__(self, at_first_step: Callable[[], None] = lambda: None) -> None:
-        self._tracks: dict[int, _Track] = {}
+        self._tracks: dict[int, Account] = {}
         """By id of the optimizer; key 0 is what happens while no optimizer is known."""
         self._references: dict[int, weakref.ref[Any]] = {}
-        self._closed = _Track()
+        self._closed = Account()
         """The account that was closed last: where an optimizer that was not known before its first step begins."""
-        self._unclaimed: dict[int, _Track] = {}
+        self._unclaimed: dict[int, Account] = {}
         """By thread: backwards that changed no gradient of a known optimizer: those of one that is not known yet."""
         self._lock = threading.RLock()
         """Held while gradients are looked at; a backward begins only when no thread does."""
@@ -217,7 +107,7 @@ class StepContext:
     def know(self, optimizer: Any) -> None:
         """Open the account of an optimizer that has just been made."""
         with self._lock:
-            self._open(optimizer, _Track())
+            self._open(optimizer, Account())
 
     def owners(self, params: Sequence[Any]) -> list[Any]:
         """Return the known optimizers that hold one of `params`; a single known one whatever they are."""
@@ -236,7 +126,7 @@ class StepContext:
             (known[id(one)] for one in getattr(optimizer, "__dict__", {}).values() if id(one) in known), optimizer
         )
 
-    def _track(self, optimizer: Any) -> _Track:
+    def _track(self, optimizer: Any) -> Account:
         """The account of an optimizer; one not seen being made begins with what happened since the last step."""
         self._close_gone()
         key = id(optimizer)
@@ -245,7 +135,7 @@ class StepContext:
             return track
         begin = max(self._tracks.values(), key=lambda other: other.n_backward, default=self._closed)
         begin = begin if begin.n_backward or begin.batch is not None else self._closed
-        track = _Track()
+        track = Account()
         unclaimed = self._unclaimed.get(_thread())
         if unclaimed is not None and unclaimed.n_backward:
             track.copy_from(unclaimed)
@@ -255,7 +145,7 @@ class StepContext:
             track.copy_from(begin)
         return self._open(optimizer, track)
 
-    def _open(self, optimizer: Any, track: _Track) -> _Track:
+    def _open(self, optimizer: Any, track: Account) -> Account:
         self._close_gone()
         key = id(optimizer)
         self._tracks.pop(0, None)
@@ -272,13 +162,13 @@ class StepContext:
                 del self._references[key], self._tracks[key], self._thread_of[key]
                 self._stepped.discard(key)
 
-    def _live(self) -> list[tuple[Any, _Track]]:
+    def _live(self) -> list[tuple[Any, Account]]:
         pairs = [(reference(), self._tracks[key]) for key, reference in list(self._references.items())]
         return [pair for pair in pairs if pair[0] is not None]
 
     # ---- threads ----
 
-    def _mine(self) -> dict[int, _Track]:
+    def _mine(self) -> dict[int, Account]:
         """The accounts of this thread's optimizers, whose gradients no other thread's backward writes; alone: all."""
         if len(self._threads) <= 1:
             return self._tracks
@@ -309,7 +199,7 @@ class StepContext:
             self._threads.add(here)
             tracks = self._tracks if len(self._threads) <= 1 else self._mine()
             if not self._tracks:
-                tracks[0] = self._tracks[0] = _Track()
+                tracks[0] = self._tracks[0] = Account()
             rng = None
             for track in tracks.values():
                 if track.rng is None:
@@ -342,7 +232,7 @@ class StepContext:
                         if key in mine and not all(map(_same, marks)):
                             self._give(backward, key)
             if not backward.given and (backward.marks or not mine):
-                self._unclaimed.setdefault(backward.thread, _Track()).add(backward.values, backward.rng)
+                self._unclaimed.setdefault(backward.thread, Account()).add(backward.values, backward.rng)
         if self.after_backward is not None:
             for key, count in backward.given.items():
                 reference = self._references.get(key)
@@ -389,7 +279,7 @@ class StepContext:
             if track.n_losses or track.pending:
                 track.forget_losses()
 
-    def mark_gradients(self) -> list[tuple[_Track, list[Mark]]]:
+    def mark_gradients(self) -> list[tuple[Account, list[Mark]]]:
         """Look at the gradients before a module's `zero_grad`, of optimizers that have losses to lose."""
         with self._lock:
             mine = self._mine()
@@ -398,7 +288,7 @@ class StepContext:
             seen = [(o, track) for o, track in self._live() if id(o) in mine]
             return [(track, [_mark(p) for p in _probes(o) if p.grad is not None]) for o, track in seen]
 
-    def module_zeroed(self, before: list[tuple[_Track, list[Mark]]]) -> None:
+    def module_zeroed(self, before: list[tuple[Account, list[Mark]]]) -> None:
         """Drop the losses of optimizers all of whose gradients have changed since `mark_gradients`."""
         with self._lock:
             for track, marks in before:
@@ -409,7 +299,7 @@ class StepContext:
         """Note the total norm that a clip found; the first after a backward is the one before clipping."""
         if norm is None:
             return
-        nobody = [] if self._references else [self._tracks.setdefault(0, _Track())]
+        nobody = [] if self._references else [self._tracks.setdefault(0, Account())]
         with self._lock:
             for track in [self._track(optimizer) for optimizer in owners] or nobody:
                 if track.norm is None:
@@ -424,8 +314,8 @@ class StepContext:
         """Note a batch that a loader yielded, by its unsigned fingerprint."""
         with self._lock:
             if not self._tracks:
-                self._tracks[0] = _Track()
-            for track in self._mine().values() or [self._unclaimed.setdefault(_thread(), _Track())]:
+                self._tracks[0] = Account()
+            for track in self._mine().values() or [self._unclaimed.setdefault(_thread(), Account())]:
                 track.batch = fingerprint if track.batch is None else combine((track.batch, fingerprint))
 
     # ---- the step ----

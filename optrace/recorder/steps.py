@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from optrace.recorder.account import read_scalar
 from optrace.recorder.capture import Capture
-from optrace.recorder.context import read_scalar
 from optrace.recorder.finished import Finished
 from optrace.recorder.hooks import Replaced
 from optrace.recorder.jobs import measure_now

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import OptState
 
-from optrace.recorder.context import read_scalar
+from optrace.recorder.account import read_scalar
 from optrace.recorder.patching import Calls, Observers
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any], Any]

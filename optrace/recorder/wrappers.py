@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import dataloader
 
 from optrace.recorder import wrap_scaler
-from optrace.recorder.context import StepContext, read_scalar
+from optrace.recorder.account import read_scalar
+from optrace.recorder.context import StepContext
 from optrace.recorder.fingerprints import batch_fingerprint, state_dict_fingerprints
 from optrace.recorder.living import living, subclasses
 from optrace.recorder.patching import Calls, Observers, unseen
