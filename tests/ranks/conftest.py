@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,67 +26,92 @@ FAULTS = (
 ).split()
 
 
+class Launcher:
+    """`launch(program, processes, folder, *arguments)` runs a program of this folder on so many gloo processes."""
+
+    def __init__(self, errors: Path) -> None:
+        """`errors` is the file for what the programs write to standard error."""
+        self._errors = errors
+        self._server: subprocess.Popen[str] | None = None
+
+    def __call__(self, program, processes, out, *arguments, well=True):
+        if self._server is None:
+            self._server = self._start()
+        words = [program, processes, out, *arguments]
+        self._server.stdin.write(shlex.join(map(str, words)) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline().strip()
+        assert answer == ("ok" if well else "failed"), self._errors.read_text()[-6000:]
+
+    def _start(self):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("OPTRACE_", "PYTEST", "PYTHON"))}
+        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+        with self._errors.open("w") as written:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": written}
+            return subprocess.Popen([sys.executable, str(HERE / "forked.py")], env=env, text=True, **pipes)
+
+    def close(self) -> None:
+        if self._server is not None:
+            with self._server as server:
+                server.stdin.close()
+
+
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """`launch(program, processes, folder, *arguments)` runs a program of this folder on so many gloo processes."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("OPTRACE_", "PYTEST", "PYTHON"))}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    errors = tmp_path_factory.mktemp("launch") / "stderr"
-    with (
-        errors.open("w") as written,
-        subprocess.Popen(
-            [sys.executable, str(HERE / "forked.py")],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=written,
-            text=True,
-        ) as server,
-    ):
-
-        def ask(program, processes, out, *arguments, well=True):
-            words = [program, processes, out, *arguments]
-            server.stdin.write(shlex.join(map(str, words)) + "\n")
-            server.stdin.flush()
-            answer = server.stdout.readline().strip()
-            assert answer == ("ok" if well else "failed"), errors.read_text()[-6000:]
-
-        yield ask
-        server.stdin.close()
+    launcher = Launcher(tmp_path_factory.mktemp("launch") / "stderr")
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture(scope="session")
-def layouts(launch, tmp_path_factory):
+def made_once(tmp_path_factory):
+    """`made_once(name, make)` is a folder that `make(folder)` has filled, once for all workers of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def fill(name, make):
+        folder = root / f"ranks-{name}"
+        with (root / f"ranks-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed
+            if not (folder / ".made").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                (folder / ".made").touch()
+        return folder
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def layouts(launch, made_once):
     """A folder with one run for each layout: `single`, `ddp-2`, `fsdp2-4` ..."""
-    out = tmp_path_factory.mktemp("layouts")
-    launch("single", 1, out, STEPS)
-    for processes, names in LAYOUTS.items():
-        launch("layouts", processes, out, STEPS, *names)
-    return out
+
+    def make(out):
+        launch("single", 1, out, STEPS)
+        for processes, names in LAYOUTS.items():
+            launch("layouts", processes, out, STEPS, *names)
+
+    return made_once("layouts", make)
 
 
 @pytest.fixture(scope="session")
-def partial(launch, tmp_path_factory):
+def partial(launch, made_once):
     """A folder with a run of two ranks whose gradients are partial sums, and one of one process with their sum."""
-    out = tmp_path_factory.mktemp("partial")
-    launch("partial", 2, out)
-    return out
+    return made_once("partial", lambda out: launch("partial", 2, out))
 
 
 @pytest.fixture(scope="session")
-def faults(launch, tmp_path_factory):
+def faults(launch, made_once):
     """A folder with one run of two ranks for each fault."""
-    out = tmp_path_factory.mktemp("faults")
-    launch("faults", 2, out, *FAULTS)
-    return out
+    return made_once("faults", lambda out: launch("faults", 2, out, *FAULTS))
 
 
 @pytest.fixture(scope="session")
-def killed(launch, tmp_path_factory):
+def killed(launch, made_once):
     """A run of two ranks of which rank 1 was killed with -9 in its third step."""
-    out = tmp_path_factory.mktemp("killed")
-    launch("faults", 2, out, "killed", well=False)
-    return out / "killed"
+    return made_once("killed", lambda out: launch("faults", 2, out, "killed", well=False)) / "killed"
 
 
 @pytest.fixture(autouse=True)

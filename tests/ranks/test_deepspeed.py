@@ -14,13 +14,15 @@ pytestmark = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reaso
 RUNS = "zero2-robin zero3-full zero0-groups zero1-groups zero3-groups-small".split()
 
 
-@pytest.fixture(scope="module")
-def zero(launch, tmp_path_factory):
+@pytest.fixture(scope="session")
+def zero(launch, made_once):
     """A folder with the runs of RUNS."""
-    out = tmp_path_factory.mktemp("zero")
-    for run in RUNS:
-        launch("deepspeed_zero", 2, out, 4, run)
-    return out
+
+    def make(out):
+        for run in RUNS:
+            launch("deepspeed_zero", 2, out, 4, run)
+
+    return made_once("zero", make)
 
 
 @pytest.mark.parametrize("run", ["zero2-robin", "zero3-full"])
