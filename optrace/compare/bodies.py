@@ -77,8 +77,44 @@ def blocks(numbering: Numbering, sides: tuple[Rows, Rows], cell: Ints) -> Iterat
         yield np.array(block, np.int64)
 
 
+@dataclass(frozen=True)
 class Body:
-    """Statistics and samples of one side, found by row of the grid."""
+    """Statistics and samples of rows of one side, found by their place; dtypes are numbers into `words`."""
+
+    rows: Rows
+    words: Words
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def samples(self) -> Floats:
+        """Samples of all rows, [m, 16]."""
+        samples: Floats = self.rows.columns["sample"]
+        return samples
+
+    def number(self, name: str, row: Place) -> Floats:
+        """A column [n] as float64; NaN where there is no row."""
+        return _taken(self.rows.columns[name], row)
+
+    def statistics(self, row: Place) -> Statistics:
+        """Statistics of rows."""
+        return Statistics(*(self.number(name, row) for name in _NUMBERS))
+
+    def dtype(self, row: Place) -> Ints:
+        """Numbers of the dtypes of rows that are there, [n]."""
+        codes: Ints = self.rows.columns["dtype"]
+        return codes[row]
+
+    def per_dtype(self, row: Place, number: Callable[[str], float]) -> Floats:
+        """A number of each row's dtype, [n]; NaN where there is no row."""
+        table = np.array([*map(number, self.words.names), np.nan])
+        codes = self.dtype(row) if len(self) else np.full(len(row), -1)
+        return table[np.where(row >= 0, codes, -1)]
+
+
+class Reading:
+    """What was read of one side for a block of cells, found by row of the grid."""
 
     def __init__(
         self,
@@ -102,61 +138,35 @@ class Body:
             before = int(kept.step[0])
             old = needed[steps <= before]
             if first == before < last and len(old) and _has(kept, head, old, numbering):
-                self._kept, first = kept, int(steps[steps > before].min())
-        self._rows = side.load(first, last, _READ, param=_names(side, numbering, inside))
-        codes, names = self._rows.columns["dtype"]
-        self._dtype = words.codes(names)[codes] if names else np.empty(0, np.int64)
-        self._words = words
+                self._kept, first = kept.at(np.flatnonzero(inside[kept.cell])), int(steps[steps > before].min())
+        rows = side.load(first, last, _READ, param=_names(side, numbering, inside))
+        codes, names = rows.columns["dtype"]
+        dtype = words.codes(names)[codes] if names else np.empty(0, np.int64)
+        self.body = Body(Rows(rows.step, rows.cell, rows.quantity, {**rows.columns, "dtype": dtype}), words)
         here = np.flatnonzero(inside[head.cell] & (head.step >= first) & (head.step <= last))
-        self._place = _places(head, here, self._rows, numbering)
-        if self._kept is not None:
-            self._append(self._kept, head, inside, numbering)
-
-    def _append(self, kept: Rows, head: Rows, inside: NDArray[np.bool_], numbering: Numbering) -> None:
-        """Put the kept rows behind those that were read."""
-        own = np.flatnonzero(inside[kept.cell])
-        kept = kept.at(own)
-        count = len(self._rows)
-        here = np.flatnonzero(inside[head.cell] & (head.step == int(kept.step[0]))) if len(own) else own
-        place = _places(head, here, kept, numbering)
-        self._place = np.where(place >= 0, place + np.int32(count), self._place)
-        self._dtype = np.concatenate([self._dtype, kept.columns["dtype"]])
-        self._rows = joined([_coded(self._rows, self._dtype[:count]), kept])
-
-    def last(self, step: int) -> Rows:
-        """Copies of the rows of a step, for `Kept`."""
-        rows = _coded(self._rows, self._dtype)
-        return rows.at(np.flatnonzero(rows.step == step))
+        self._place = _places(head, here, rows, numbering)
+        if self._kept is not None and len(self._kept):
+            here = np.flatnonzero(inside[head.cell] & (head.step == int(self._kept.step[0])))
+            place = _places(head, here, self._kept, numbering)
+            self._place = np.where(place >= 0, place + np.int32(len(rows)), self._place)
 
     def find(self, at: Place) -> Place:
-        """Row of this body for each row of the grid; -1 for -1."""
+        """Place in `body` for each row of the grid, beyond its end for kept rows; -1 for -1."""
         if not len(self._place):
             return np.full(len(at), -1, np.int32)
         return np.where(at >= 0, self._place[at], np.int32(-1))
 
-    @property
-    def samples(self) -> Floats:
-        """Samples of all rows, [m, 16]."""
-        samples: Floats = self._rows.columns["sample"]
-        return samples
+    def together(self, places: Place) -> tuple[Body, Place]:
+        """The rows at some places, kept ones too, as a body of their own, and their places in it."""
+        used = np.unique(places[places >= 0])
+        here, beyond = used[used < len(self.body)], used[used >= len(self.body)] - len(self.body)
+        parts = [self.body.rows.at(here), *([self._kept.at(beyond)] if self._kept is not None else ())]
+        found = np.where(places >= 0, np.searchsorted(used, places), -1).astype(np.int32)
+        return Body(joined(parts), self.body.words), found
 
-    def number(self, name: str, row: Place) -> Floats:
-        """A column [n] as float64; NaN where there is no row."""
-        return _taken(self._rows.columns[name], row)
-
-    def statistics(self, row: Place) -> Statistics:
-        """Statistics of rows."""
-        return Statistics(*(self.number(name, row) for name in _NUMBERS))
-
-    def dtype(self, row: Place) -> Ints:
-        """Numbers of the dtypes of rows that are there, [n]."""
-        return self._dtype[row]
-
-    def per_dtype(self, row: Place, number: Callable[[str], float]) -> Floats:
-        """A number of each row's dtype, [n]; NaN where there is no row."""
-        table = np.array([*map(number, self._words.names), np.nan])
-        codes = self._dtype[row] if len(self._dtype) else np.full(len(row), -1)
-        return table[np.where(row >= 0, codes, -1)]
+    def last(self, step: int) -> Rows:
+        """Copies of the rows of a step, for `Kept`."""
+        return self.body.rows.at(np.flatnonzero(self.body.rows.step == step))
 
 
 def _names(side: Side, numbering: Numbering, inside: NDArray[np.bool_]) -> tuple[str, ...] | None:
@@ -189,12 +199,6 @@ def _has(kept: Rows, head: Rows, rows: Place, numbering: Numbering) -> bool:
     """Whether all those rows of `head` were kept."""
     shape = len(numbering.cells), len(numbering.quantities)
     return bool(np.isin(head.at(rows, keys_only=True).keys(*shape), kept.keys(*shape)).all())
-
-
-def _coded(rows: Rows, dtype: Ints) -> Rows:
-    """The rows with all columns plain arrays."""
-    columns: dict[str, Any] = {**rows.columns, "dtype": dtype}
-    return Rows(rows.step, rows.cell, rows.quantity, columns)
 
 
 def _taken(values: NDArray[Any], row: Place) -> Floats:

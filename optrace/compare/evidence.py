@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.bodies import Body, Kept, Place, Words, blocks
+from optrace.compare.bodies import Body, Kept, Place, Reading, Words, blocks
 from optrace.compare.columns import Floats, Ints, Numbering, Rows, Side
 from optrace.compare.grid import Grid, after_name
 from optrace.compare.match import Cell
@@ -110,25 +110,39 @@ def judge(
         own = np.flatnonzero(inside[c])
         own = own[np.argsort(_small(q[own] * len(inside) + c[own]), kind="stable")]  # as they lie on disk
         context = _Context(grid, s[own], c[own], q[own])
-        halves = []
+        halves, readings = [], []
+        beyond = np.zeros(len(own), bool)
         for (side, head, at, earlier), old in zip(sides, before, strict=True):
             needed = context.rows(at, earlier)
-            body = Body(side, numbering, head, inside, needed.ravel(), kept.words, old)
+            reading = Reading(side, numbering, head, inside, needed.ravel(), kept.words, old)
             present = head.columns["present"][needed[0]]
-            halves.append(_Half(body, present, np.stack([body.find(row) for row in needed], axis=1)))
-        for start in range(0, len(own), _SLICE):
-            part = slice(start, start + _SLICE)
-            rows = own[part]
-            _judge_slice(
-                numbering, context.part(part), [half.part(part) for half in halves], tolerance.of(rows), errors, rows
-            )
-        return halves[0].body.last(last), halves[1].body.last(last)
+            half = _Half(reading.body, np.stack([reading.find(row) for row in needed], axis=1), present)
+            beyond |= half.places.max(axis=1) >= len(reading.body)
+            halves.append(half)
+            readings.append(reading)
+        for part in _slices(np.flatnonzero(~beyond)):
+            rows, parts = own[part], [half.part(part) for half in halves]
+            _judge_slice(numbering, context.part(part), parts, tolerance.of(rows), errors, rows)
+        for part in _slices(np.flatnonzero(beyond)):  # the few rows that need kept ones
+            rows, parts = own[part], [half.part(part) for half in halves]
+            parts = [
+                _Half(*reading.together(half.places), half.present)
+                for reading, half in zip(readings, parts, strict=True)
+            ]
+            _judge_slice(numbering, context.part(part), parts, tolerance.of(rows), errors, rows)
+        return readings[0].last(last), readings[1].last(last)
 
     every = list(blocks(numbering, (grid.rows_a, grid.rows_b), c))
     for found in in_threads(block, every):
         for parts, rows in zip(kept.parts, found, strict=True):
             parts.append(rows)
     return errors
+
+
+def _slices(rows: Ints) -> Iterator[Ints]:
+    """The rows, so many at a time that what is made of them stays in a core's cache."""
+    for start in range(0, len(rows), _SLICE):
+        yield rows[start : start + _SLICE]
 
 
 def _judge_slice(
@@ -231,12 +245,12 @@ class _Half:
     """Rows of one side, and their places in what was read of it: own, base, update, other (`samples.apart`), [n, 4]."""
 
     body: Body
-    present: NDArray[np.bool_]
     places: Place
+    present: NDArray[np.bool_]
 
-    def part(self, part: slice) -> _Half:
+    def part(self, part: Ints) -> _Half:
         """Some of the rows."""
-        return _Half(self.body, self.present[part], self.places[part])
+        return _Half(self.body, self.places[part], self.present[part])
 
 
 class _Context:
@@ -258,7 +272,7 @@ class _Context:
         self._row = (s * n_cells + c) * n_names
         self._own = self._row + q
 
-    def part(self, part: slice) -> _Context:
+    def part(self, part: Ints) -> _Context:
         """The same of some of the rows."""
         own = copy.copy(self)
         for name in ("cell", "is_update", "is_param", "is_grad", "flags"):
