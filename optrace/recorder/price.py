@@ -97,7 +97,7 @@ class Price:
         period = median(later.now - former.now - later.aside + former.aside for former, later in pairs)
         self.share = taken / max(period - taken, 1e-9)
         percent = 100 * self.share
-        more = f"{percent:.2g}" if percent < 99.5 else f"{percent:,.0f}"
+        more = f"{percent:.2g}" if percent < 99.5 else f"{percent:,.0f}" if percent < 1000 else "over 1,000"
         return (
             f"a step costs {rows} rows, {size(written)} on disk and {more} % more time"
             f" ({1000 * taken:.3g} ms); {size(held)} of memory are held"

@@ -159,7 +159,7 @@ class Session:
             except Exception as error:
                 self._failed(error)
             else:
-                self._say_end()
+                self._say_end(how)
 
     def stop(self) -> None:
         """End this recording (`optrace.start` returned it); a second call does nothing."""
@@ -590,11 +590,11 @@ class Session:
         if line is not None and not self.settings.quiet and self._speaks():
             say(line)
 
-    def _say_end(self) -> None:
+    def _say_end(self, how: str) -> None:
         if self.settings.quiet:
             return
         if self._place is None:
-            if (self._n_backward and not _is_worker()) or self._recorded_nothing():
+            if (self._n_backward and not _is_worker()) or (how == "clean" and self._recorded_nothing()):
                 changed = self._by_hand.changed() if self._by_hand is not None else 0
                 say(
                     f"no optimizer step seen; {changed} tensors that require grad changed by hand:"

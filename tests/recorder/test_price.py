@@ -55,6 +55,15 @@ def test_what_is_lost_to_caches_is_bounded() -> None:
     assert price.share == pytest.approx(taken / (1 - taken))
 
 
+@pytest.mark.parametrize(
+    ("hooks", "words"), [(0.02, "2 % "), (0.6, "150 % "), (0.99, "over 1,000 % "), (2.0, "over 1,")]
+)
+def test_a_share_is_told_in_words_that_people_read(hooks: float, words: str) -> None:
+    price = Price()
+    marked(price, 10, 1.0, hooks)
+    assert f"and {words}" in str(price.line(0))
+
+
 def test_quick_steps_are_waited_out_and_slow_ones_are_not() -> None:
     assert marked(Price(), QUICK_STEPS + 1, 1e-4, 1e-5).index(True) == QUICK_STEPS
     assert marked(Price(), 10, 1.0, 0.1).index(True) == STEPS
