@@ -179,6 +179,10 @@ class DiffReport:
         headline, lines = sentences(self)
         return "\n".join([headline, *(f"  {label:<7} {text}" for label, text in lines)])
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In IPython as `print` shows it."""
+        printer.text(str(self))
+
     def _repr_html_(self) -> str:
         headline, lines = sentences(self)
         rows = "".join(

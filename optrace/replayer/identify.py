@@ -47,6 +47,10 @@ class Identity:
     params: int
     steps: int
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In IPython as `print` shows it."""
+        printer.text(str(self))
+
     def __str__(self) -> str:
         who = f"{self.run}@{self.optimizer} ({self.optimizer_class})"
         if self.rule is not None:

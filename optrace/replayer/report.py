@@ -61,6 +61,10 @@ class ReplayReport:
     """Whether every element was judged; else the samples."""
     notes: tuple[str, ...] = ()
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In IPython as `print` shows it."""
+        printer.text(str(self))
+
     def __str__(self) -> str:
         lines = [self._verdict()]
         if self.first is not None:

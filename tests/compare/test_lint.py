@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -314,6 +316,12 @@ def test_what_is_no_run_is_refused(tmp_path):
         optrace.lint(tmp_path / "nothing")
 
 
+def report_in_ipython(report):
+    text = io.StringIO()
+    report._repr_pretty_(SimpleNamespace(text=text.write), False)
+    return text.getvalue()
+
+
 def test_report_is_plain_data_too(tmp_path):
     net = network()
     report = train(tmp_path / "run", net, torch.optim.AdamW(net.parameters(), weight_decay=0.1))
@@ -321,6 +329,7 @@ def test_report_is_plain_data_too(tmp_path):
     assert data["findings"][0]["code"] == "decay-on-norms"
     assert data["optimizers"] == [[0, "AdamW", 12]] and not data["clean"]
     assert "decay-on-norms" in report._repr_html_()
+    assert report_in_ipython(report) == str(report)
 
 
 def test_every_code_has_a_section_in_the_docs_and_every_section_a_code():

@@ -89,6 +89,10 @@ class LintReport:
             lines.append(f"    page  {PAGE}#{finding.code}")
         return "\n".join(lines)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In IPython as `print` shows it."""
+        printer.text(str(self))
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td style='text-align:left'><b>{html.escape(f.code)}</b></td>"
