@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from optrace.recorder import hyper, whole
+from optrace.recorder.edits import Extra, Last
 from optrace.recorder.finding import Finder, StateFound
 from optrace.recorder.finished import Finished
 from optrace.recorder.inventory import Inventory
@@ -25,7 +26,7 @@ from optrace.recorder.selection import Quantities
 from optrace.recorder.settings import Settings
 from optrace.recorder.shards import Piece, Shard
 from optrace.recorder.steady import DIFFERENT, OPTIONS, Steady
-from optrace.recorder.tensors import NOTHING, Found, Kind
+from optrace.recorder.tensors import NOTHING, Kind
 from optrace.trace.writer import TensorLayout
 
 Tell = Callable[..., None]
@@ -36,32 +37,6 @@ _LAYOUTS = 64
 _PATIENCE = 1024
 """So many steps at most until an optimizer that does not stay as it is is tried again."""
 _NO_NUMBERS = Located([], [], [])
-_NO_FINGERPRINTS: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-
-
-@dataclass
-class _Last:
-    """Fingerprints in the last recorded rows, of parameters or of state: they tell what changed between two steps."""
-
-    labels: Sequence[Any] = ()
-    kinds: list[Kind] = field(default_factory=list)
-    fingerprints: npt.NDArray[np.int64] = field(default_factory=lambda: _NO_FINGERPRINTS)
-
-    def changed(self, labels: Sequence[Any], kinds: list[Kind], fingerprints: npt.NDArray[np.int64]) -> list[int]:
-        """Positions of `labels` that were not there, or whose values or dtype are not what they were."""
-        if labels == self.labels and kinds == self.kinds:
-            same = fingerprints.tobytes() == self.fingerprints.tobytes()
-            return [] if same else _where(fingerprints != self.fingerprints)
-        now = zip(labels, kinds, fingerprints.tolist(), strict=True)
-        known = dict(zip(self.labels, zip(self.kinds, self.fingerprints.tolist(), strict=True), strict=True))
-        return [i for i, (label, kind, value) in enumerate(now) if known.get(label) != (kind, value)]
-
-    def lost(self, labels: Sequence[Any]) -> list[Any]:
-        """Labels that had values and have none."""
-        if labels == self.labels:
-            return []
-        present = set(labels)
-        return [label for label in self.labels if label not in present]
 
 
 @dataclass
@@ -75,16 +50,6 @@ class _Gradients:
 
 
 @dataclass
-class _Extra:
-    """Rows that only some steps have: `param_in`, `state_in.<key>`, `grad_micro.<k>`."""
-
-    labels: list[Label] = field(default_factory=list)
-    found: list[Found] = field(default_factory=list)
-    values: whole.Values = field(default_factory=dict)
-    rows: Rows | None = None
-
-
-@dataclass
 class _Running:
     """What is known between the hooks before and after a step."""
 
@@ -92,7 +57,7 @@ class _Running:
     located: Located
     options: Options
     gradients: _Gradients
-    extra: _Extra
+    extra: Extra
     scale: torch.Tensor | None
     keyframe: bool
     keep: list[Any]
@@ -127,8 +92,8 @@ class Capture:
         self._after_labels: tuple[list[StateLabel], list[tuple[int, str]]] = ([], [])
         self._layouts: dict[tuple[Label, ...], TensorLayout] = {}
         self._layout: TensorLayout | None = None
-        self._last_params = _Last()
-        self._last_state = _Last()
+        self._last_params = Last()
+        self._last_state = Last()
         self._group_keys: list[tuple[int, str]] = []
         self._running: _Running | None = None
         self._steady: Steady | None = None
@@ -401,7 +366,7 @@ class Capture:
         self._layout = self._layout_of(plan.labels)
         return plan
 
-    def _tensors(self, plan: AfterPlan, extra: _Extra) -> tuple[TensorLayout, Rows, Present] | None:
+    def _tensors(self, plan: AfterPlan, extra: Extra) -> tuple[TensorLayout, Rows, Present] | None:
         """The step's rows with their layout; None when there are none."""
         layout, rows, present = self._layout, plan.rows, plan.present
         if extra.labels:
@@ -420,9 +385,9 @@ class Capture:
 
     def _edited(
         self, params: list[torch.Tensor], located: Located, state: StateFound, plan: BeforePlan, threads: int
-    ) -> _Extra:
+    ) -> Extra:
         """`param_in` and `state_in` of what is not, bit for bit, as the last recorded rows have it."""
-        extra = _Extra()
+        extra = Extra()
         names, groups = self.inventory.names, self.inventory.groups
         if self._wanted.param:
             for i in self._last_params.changed(names, located.kinds, plan.param_fingerprints):
@@ -453,7 +418,7 @@ class Capture:
         return extra
 
     def _add_micro(
-        self, params: list[torch.Tensor], located: Located, extra: _Extra, micro: Sequence[MicroGradients]
+        self, params: list[torch.Tensor], located: Located, extra: Extra, micro: Sequence[MicroGradients]
     ) -> None:
         """Rows of the gradients after each backward."""
         rows = [] if extra.rows is None else [extra.rows]
@@ -479,8 +444,8 @@ class Capture:
     ) -> None:
         """Keep the fingerprints of the rows that have just been recorded."""
         if self._wanted.param:
-            self._last_params = _Last(self.inventory.names, located.kinds, params.copy())
-        self._last_state = _Last(state.names, state.located.kinds, state_fingerprints.copy())
+            self._last_params = Last(self.inventory.names, located.kinds, params.copy())
+        self._last_state = Last(state.names, state.located.kinds, state_fingerprints.copy())
 
     # ---- where things lie ----
 
@@ -583,8 +548,3 @@ class Capture:
             "the memory bound (--memory)",
             sampled=[name for name, at in zip(self.inventory.names, self._copies.addresses, strict=True) if at is None],
         )
-
-
-def _where(mask: npt.NDArray[np.bool_]) -> list[int]:
-    positions: list[int] = np.flatnonzero(mask).tolist()
-    return positions

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 
 from optrace.recorder import hyper
-from optrace.recorder.capture import Capture, Options, Tell, _Extra, _Last
+from optrace.recorder.capture import Capture, Options, Tell
 from optrace.recorder.device import Arrival, Device, cuda_device
 from optrace.recorder.device_find import DeviceFinder
 from optrace.recorder.device_plans import AfterDevice, BeforeDevice, DeviceCopies, HookPlan
 from optrace.recorder.device_step import Begun, Described, Measured, Nothing, all_as_recorded
+from optrace.recorder.edits import Extra, Last
 from optrace.recorder.finding import StateFound
 from optrace.recorder.finished import Finished
 from optrace.recorder.jobs import Rows, measure_now
@@ -139,7 +140,7 @@ class DeviceCapture(Capture):
                 with_params = wanted.param or wanted.update
                 plan = self._before_plan = BeforeDevice(self._device, self._tell_once, parts, copies, with_params)
             measured = self._run(plan.plan, plan.addresses(parts))
-        extra = _Extra()
+        extra = Extra()
         if micro:
             self._add_micro(params, located, extra, micro)
         self._begun = Begun(
@@ -294,8 +295,8 @@ class DeviceCapture(Capture):
     def _keep_in_mind(self, params: Described, state: Described, param_rows: Rows, state_rows: Rows) -> None:
         """Keep the fingerprints of the rows that have just been recorded."""
         if self._wanted.param:
-            self._last_params = _Last(params.names, params.kinds, param_rows["fingerprint"].copy())
-        self._last_state = _Last(state.names, state.kinds, state_rows["fingerprint"].copy())
+            self._last_params = Last(params.names, params.kinds, param_rows["fingerprint"].copy())
+        self._last_state = Last(state.names, state.kinds, state_rows["fingerprint"].copy())
 
     def _say_how(self) -> None:
         """Say once in the trace where and by what is measured."""

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from optrace.recorder.capture import Options, _Extra
+from optrace.recorder.capture import Options
 from optrace.recorder.device_find import as_recorded
 from optrace.recorder.device_plans import BeforeDevice, HookPlan
 from optrace.recorder.device_table import Longs
+from optrace.recorder.edits import Extra
 from optrace.recorder.jobs import Rows
 from optrace.recorder.plans import Label, Located, make_label
 from optrace.recorder.tensors import Kind
@@ -75,7 +76,7 @@ class Begun:
     present: npt.NDArray[np.bool_]
     param_in: Described
     state_in: Described
-    micro: _Extra
+    micro: Extra
     scale: torch.Tensor | None
 
 
