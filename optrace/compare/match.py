@@ -13,6 +13,9 @@ from optrace.compare.source import Source, param_rows
 from optrace.compare.words import count_words
 from optrace.errors import CompareError
 
+_DELEGATES = frozenset({"ZeroRedundancyOptimizer"})
+"""Optimizers that are a wrapper around another, and have no rule of their own."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -78,8 +81,13 @@ def match_sources(a: Source, b: Source, renaming: Renaming) -> Matching:
             if other is not None:
                 cells.append(_cell(number, row, other))
     done_a, done_b = {(pairs[c.pair].a, c.param_a) for c in cells}, {(pairs[c.pair].b, c.param_b) for c in cells}
-    left_a = _left_over(b, rows_a, done_a, {pair.a for pair in pairs}, renaming.name)
-    left_b = _left_over(a, rows_b, done_b, {pair.b for pair in pairs}, str)
+    paired_a, paired_b = {pair.a for pair in pairs}, {pair.b for pair in pairs}
+    own_a, own_b = (
+        _without_delegates(rows_a, paired_a, "{A}", notes),
+        _without_delegates(rows_b, paired_b, "{B}", notes),
+    )
+    left_a = _left_over(b, own_a, done_a, paired_a, renaming.name)
+    left_b = _left_over(a, own_b, done_b, paired_b, str)
     notes.extend(_moved(cells))
     return Matching(tuple(pairs), tuple(cells), left_a, left_b, tuple(notes))
 
@@ -162,6 +170,21 @@ def _cell(pair: int, a: Mapping[str, Any], b: Mapping[str, Any]) -> Cell:
 
 def _shape(shape: Any) -> tuple[int, ...] | None:
     return None if shape is None else tuple(int(size) for size in shape)
+
+
+def _without_delegates(
+    rows: Sequence[Mapping[str, Any]], paired: set[int], side: str, notes: list[str]
+) -> list[Mapping[str, Any]]:
+    """The rows without those of optimizers that only hand their steps on to one that is compared."""
+    compared = {row["param"] for row in rows if row["optimizer"] in paired}
+    kept = []
+    for row in rows:
+        name = row.get("optimizer_class")
+        if row["optimizer"] in paired or name not in _DELEGATES or row["param"] not in compared:
+            kept.append(row)
+        elif (note := f"{side}'s {name} hands its steps on to the optimizer that is compared") not in notes:
+            notes.append(note)
+    return kept
 
 
 def _left_over(

@@ -104,8 +104,10 @@ def test_zero_redundancy_partitions_read_as_one_optimizer(layouts):
     inner = next(index for index, name in trace.optimizers if name == "AdamW")
     held = [set(trace.rank(n).table("params", optimizer=inner)["param"]) for n in trace.ranks]
     assert not held[0] & held[1] and len(held[0] | held[1]) == 30
-    report = optrace.diff(layouts / "ddp-2@AdamW", f"{layouts / 'zero-2'}@AdamW")
-    assert report.same and report.exact.same, str(report)
+    for one, other in (("ddp-2@AdamW", "zero-2@AdamW"), ("ddp-2", "zero-2"), ("zero-2", "ddp-2")):
+        report = optrace.diff(layouts / one, layouts / other)
+        assert report.same and report.exact.same and report.extent.params == 30, str(report)
+    assert any("ZeroRedundancyOptimizer hands its steps on" in note for note in report.notes)
 
 
 def test_losses_are_the_mean_over_the_ranks(layouts):

@@ -131,7 +131,10 @@ def drift_cause(
             why, fix = f": the step counter is {told}", "resume all ranks from the same checkpoint"
         else:
             why = ": they start from other values"
-            fix = "seed all ranks alike, or broadcast the parameters and the state from one rank before the first step"
+            fix = (
+                "seed all ranks alike, or broadcast the parameters and the state from one rank before the first step;"
+                " where each rank has layers or experts of its own, give them names of their own"
+            )
     elif drift.quantity.partition(".")[0].endswith("_in"):
         why = f": {drift.quantity.replace('_in', '', 1)} changed between two steps on {ranks} alone"
         fix = (
