@@ -63,8 +63,8 @@ def each_optimizer(source: Source, judge: Callable[[int], T]) -> tuple[list[T], 
             trouble.append((index, error))
     if trouble and not judged:
         raise trouble[0][1]
-    for index, error in trouble:
-        click.echo(f"optrace: {source.name}@{index} ({classes[index]}): {error}", err=True)
+    for index, reason in trouble:
+        click.echo(f"optrace: {source.name}@{index} ({classes[index]}): {reason}", err=True)
     return judged, bool(trouble)
 
 

@@ -72,7 +72,8 @@ def identify(run: str | os.PathLike[str] | Trace, *, optimizer: int = 0) -> Iden
         optimizer: index of the optimizer.
 
     Raises:
-        TraceError: the run is missing, or holds too few consecutive steps.
+        TraceError: the run is missing, or holds too few consecutive steps; or the optimizer is called like one whose
+            rule samples cannot tell (LBFGS, Muon, Adafactor), and no other rule fits.
     """
     trace = run if isinstance(run, Trace) else open_trace(run)
     names = dict(trace.optimizers)
@@ -100,6 +101,12 @@ def identify(run: str | os.PathLike[str] | Trace, *, optimizer: int = 0) -> Iden
             f"the steps of {trace.path} determine no rule: its gradients or updates are zero or not finite"
         )
     _, guess, worst = best
+    own = RULES.get(names[optimizer].lower())
+    if worst > FITS and own is not None and not own.elementwise:
+        raise TraceError(
+            f"{own.name} mixes the elements of a tensor, so samples cannot tell whether it was followed; the class"
+            f" itself is checked by: optrace golden check MODULE:CLASS --rule {own.name}"
+        )
     numbers = tuple(
         (k, float(v)) for k, v in guess.hyper.items() if isinstance(v, int | float) and not isinstance(v, bool)
     )

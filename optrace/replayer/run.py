@@ -37,7 +37,7 @@ def replay(
 
     Args:
         run: a run folder or an open trace.
-        rule: torch's class name in any case (`sgd`, `AdamW`); None takes the recorded class name.
+        rule: torch's class name in any case (`sgd`, `AdamW`), or `lion`; None takes the recorded class name.
         as_class: a class in torch's manner to recompute the steps with, instead of a reference rule.
         optimizer: index of the optimizer.
         steps: first and last step, both included; None leaves a side open.
@@ -107,8 +107,8 @@ def _choose(rule: str | None, class_name: str) -> Rule:
         )
     if not chosen.elementwise:
         raise TraceError(
-            f"{chosen.name} mixes the elements of a tensor, so it cannot be replayed from samples;"
-            f" the elementwise rules are {', '.join(sorted(n for n, r in RULES.items() if r.elementwise))}"
+            f"{chosen.name} mixes the elements of a tensor, so it cannot be replayed from samples; the class itself is"
+            f" checked by: optrace golden check MODULE:CLASS --rule {chosen.name}"
         )
     return chosen
 

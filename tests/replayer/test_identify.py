@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import optrace
+from optrace.errors import TraceError
 from optrace.replayer.identify import identify
 
 torch.set_num_threads(1)
@@ -98,6 +99,12 @@ def test_none_of_ours_is_said_so(tmp_path):
     found = identify(tmp_path / "run")
     assert found.rule is None
     assert "none of ours; the closest is" in str(found)
+
+
+def test_a_rule_that_samples_cannot_tell_is_not_called_none_of_ours(tmp_path):
+    train(tmp_path / "run", lambda net: torch.optim.Muon([net[0].weight, net[2].weight], lr=0.02), steps=6)
+    with pytest.raises(TraceError, match="muon mixes the elements of a tensor, so samples cannot tell"):
+        identify(tmp_path / "run")
 
 
 class HandAdam:
