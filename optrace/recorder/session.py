@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from optrace.errors import OptraceError, RecordError
 from optrace.recorder import identity, place
 from optrace.recorder.attach import say
-from optrace.recorder.events_data import PLAIN, json_of
+from optrace.recorder.events_data import json_of
 from optrace.recorder.later import Later, Slots, Tensors, arrived
 from optrace.recorder.price import Mark, Price
 from optrace.recorder.settings import Settings
-from optrace.trace.schema import Event
+from optrace.recorder.waiting import WaitingEvents, event_of
 
 if TYPE_CHECKING:
     from optrace.recorder.device import Device
@@ -41,10 +40,6 @@ _WAITING = 10_000
 _RARE = frozenset(
     {"step_skipped", "step_failed", "state_init", "load_state_dict", "add_param_group", "recorder", "user"}
 )
-
-
-_event: Callable[[tuple[int, int, str, int, dict[str, Any]]], Event] = partial(tuple.__new__, Event)
-"""An Event of a tuple, without a Python call: there are several a step."""
 
 
 class StoppedAfter(SystemExit):
@@ -84,10 +79,7 @@ class Session:
         self._rank_info: dict[str, Any] = {}
         self._params: dict[int, list[dict[str, Any]]] = {}
         self._optimizers: dict[int, dict[str, Any]] = {}
-        self._seq = count(1)
-        self._pending: list[Event] = []
-        self._strangers: dict[int, weakref.ref[Any]] = {}
-        """By seq of a waiting event: the optimizer that it is about, whose index is not known yet."""
+        self._waiting = WaitingEvents(self._index_of)
         self._later = Later()
         self._lock = threading.RLock()
         self._indexes = count()
@@ -207,8 +199,7 @@ class Session:
             self._rank.close()
         self._lock = threading.RLock()
         self._rank, self._place, self._params, self._optimizers = None, None, {}, {}
-        self._seq, self._pending, self._n_backward, self._last_step = count(1), [], 0, 0
-        self._strangers = {}
+        self._waiting, self._n_backward, self._last_step = WaitingEvents(self._index_of), 0, 0
         self._later = Later()
         self._indexes, self._at_end, self._by_hand = count(), [], None
         self.price, self._calibration = Price(), None
@@ -238,16 +229,11 @@ class Session:
             if self._n_backward == _SUSPICIOUS and self._rank is None:
                 self._suspect_hand_work()
         with self._lock:
-            seq = next(self._seq)
-            self._pending.append(_event((seq, step, kind, index, data)))
-            if reference is not None:
-                self._strangers[seq] = reference
+            self._waiting.put(step, kind, index, data, reference)
             if self._rank is None:
-                if len(self._pending) > _WAITING:
-                    for event in self._pending[: _WAITING // 2]:
-                        self._strangers.pop(event.seq, None)
-                    del self._pending[: _WAITING // 2]
-            elif kind in _RARE or len(self._pending) > _PENDING:
+                if len(self._waiting) > _WAITING:
+                    self._waiting.drop(_WAITING // 2)
+            elif kind in _RARE or len(self._waiting) > _PENDING:
                 try:
                     self.flush()
                 except Exception as error:
@@ -271,6 +257,10 @@ class Session:
                 break
         return None
 
+    def _index_of(self, optimizer: Any) -> int | None:
+        track = self._track_of(optimizer)
+        return None if track is None else track.index
+
     def flush(self, last: bool = False) -> None:
         """Write the events that wait, if there are files; the last time also those of optimizers that never stepped.
 
@@ -282,52 +272,14 @@ class Session:
                     self._later.write(len(self._later) if last else 0)
                     if self._later:
                         return
-                events = self._take_events(last)
+                events = self._waiting.take(last or not self.active)
                 if events:
                     self._rank.write_events(events)
 
     def carry(self, slots: Slots) -> None:
-        """Have the numbers on a device that the waiting events tell of come with a step's results.
-
-        Not those of optimizers that have not stepped: their events may be written before the step's.
-        """
+        """Have the numbers on a device that the waiting events tell of come with a step's results."""
         with self._lock:
-            for place, event in enumerate(self._pending):
-                if event.seq not in self._strangers and not PLAIN.issuperset(map(type, event.data.values())):
-                    carried = {key: slots.put(value) for key, value in event.data.items()}
-                    self._pending[place] = event._replace(data=carried)
-
-    def _take_events(self, last: bool = False, clean: bool = True) -> list[Event]:
-        """The waiting events, ready to be written; those of optimizers that have not stepped yet go on waiting.
-
-        `clean` as False leaves their data as it is, with numbers that have not arrived.
-        """
-        events, self._pending = self._pending, []
-        if self._strangers:
-            events = self._known_by_now(events, last)
-        if clean:
-            for place, event in enumerate(events):
-                data = event[4]
-                if data and not PLAIN.issuperset(map(type, data.values())):
-                    events[place] = event._replace(data=json_of(data))
-        return events
-
-    def _known_by_now(self, events: list[Event], last: bool) -> list[Event]:
-        """The events that can be written, with the index of an optimizer that has stepped since; others wait on."""
-        known = []
-        for event in events:
-            reference = self._strangers.get(event.seq)
-            if reference is not None:
-                optimizer = reference()
-                track = None if optimizer is None else self._track_of(optimizer)
-                if track is not None:
-                    event = event._replace(optimizer=track.index)
-                elif not last and optimizer is not None and self.active and len(self._pending) < _PENDING // 2:
-                    self._pending.append(event)
-                    continue
-                del self._strangers[event.seq]
-            known.append(event)
-        return known
+            self._waiting.carry(slots)
 
     # ---- optimizers that are not torch's ----
 
@@ -487,9 +439,9 @@ class Session:
             values = whole.owned(finished.values)
             self._rank.write_values(step, values, whole.returner(values))
         waiting = finished.waiting
-        events = self._take_events(clean=waiting is None) if self._pending else []
-        seq = self.price.events = next(self._seq)
-        events.append(_event((seq, step, kind, track.index, data)))
+        events = self._waiting.take(last=not self.active, clean=waiting is None)
+        seq = self.price.events = self._waiting.next_seq()
+        events.append(event_of((seq, step, kind, track.index, data)))
         if waiting is None and not self._later:
             self._put(step, track.index, finished.groups, finished.tensors, taken, events)
             return
