@@ -156,8 +156,18 @@ def test_the_overview_says_whether_it_shows_the_run_or_a_rank(layouts):
     run = str(layouts / "ddp-2")
     whole, alone = overview(open_source(run)), overview(open_source(f"{run}@rank=1"))
     assert f"ranks   2, read as one run; one of them alone is {run}@rank=1" in whole
+    assert "          ranks 0-1  4 steps, 4,856 elements, ended cleanly\n" in whole
     assert f"optrace lint {run}   (do the ranks agree?)" in whole
-    assert "rank    1 alone, of 2" in alone and "agree" not in alone
+    assert "rank    1 alone, of 2" in alone and "agree" not in alone and "ranks 0-1" not in alone
+
+
+def test_the_overview_says_which_rank_holds_how_much_and_where_it_stops(layouts, killed):
+    sharded, torn = (overview(open_source(str(path))) for path in (layouts / "fsdp2-2", killed))
+    elements = [optrace.open(layouts / "fsdp2-2").rank(n).table("tensors", step=0)["numel"] for n in (0, 1)]
+    for rank, held in enumerate(elements):
+        assert f"rank {rank}  4 steps, {held.sum():,} elements, ended cleanly\n" in sharded
+    assert "rank 0  3 steps, 4,856 elements" in torn
+    assert "rank 1  2 steps, 4,856 elements, not ended: running, or killed\n" in torn
 
 
 def test_a_rank_can_be_compared_alone(layouts):
