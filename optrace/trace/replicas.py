@@ -108,15 +108,19 @@ def hyper_apart(trace: LogicalTrace, optimizer: int) -> list[Apart]:
     last = min((steps[optimizer] for steps in trace.last_by_rank.values() if optimizer in steps), default=0)
     ranks = [rank for rank, steps in trace.last_by_rank.items() if optimizer in steps]
     selection = Selection.of((1, last), optimizer, None, None)
-    tables = {rank: trace.members[rank].stored("groups", selection, columns) for rank in ranks}
-    first = tables[ranks[0]] if ranks else None
-    if all(table.equals(first) for table in tables.values()):
-        return []
     seen: dict[tuple[int, int, str], dict[int, Any]] = {}
-    for rank, rows in tables.items():
+    alike: dict[int, list[int]] = {}
+    tables: dict[int, Any] = {}
+    for rank in ranks:
+        rows = trace.members[rank].stored("groups", selection, columns)
+        same = next((other for other, table in tables.items() if table.equals(rows)), rank)
+        alike.setdefault(same, []).append(rank)
+        if same == rank:
+            tables[rank] = rows
+    for one, rows in tables.items() if len(tables) > 1 else ():
         for step, group, key, kind, number, text in zip(*(rows.column(c).to_pylist() for c in columns), strict=True):
             value = None if kind == "none" else text if kind in ("str", "other") else number
-            seen.setdefault((step, group, key), {})[rank] = value
+            seen.setdefault((step, group, key), {}).update(dict.fromkeys(alike[one], value))
     found: dict[tuple[int, str], Apart] = {}
     for (step, group, key), values in sorted(seen.items(), key=lambda item: item[0]):
         if len({str(value) for value in values.values()}) > 1:
