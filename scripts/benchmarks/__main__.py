@@ -14,6 +14,7 @@ SUBJECTS = {
     "diff": "two traces compared, against a pandas merge; the command on small runs; whole tensors",
     "read": "a long run: cost per step, files, opening it, the history of one parameter",
     "memory": "peak memory of a recorded training beyond a bare one",
+    "margins": "what rounding does to gradients and updates of real programs, against what the diff forgives",
     "explain": "finding a cause, replaying, rebuilding",
     "ranks": "a run of many ranks compared with itself: time and memory by its rows",
 }
