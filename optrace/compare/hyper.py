@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optrace.compare.arrow import coded, integers, numbers, texts
-from optrace.compare.match import Matching, Pair
+from optrace.compare.match import Matching, one_class
 from optrace.compare.missing import MISSING as MISSING
 from optrace.compare.names import SYNONYMS, Renaming, match_hyper
 from optrace.compare.source import Source
@@ -123,7 +123,7 @@ class HyperComparison:
         self.compared = 0
         """Values compared."""
         self._begin: dict[int, int] = {}
-        self._one_class = [pair.class_a == pair.class_b and _one_module(a, b, pair) for pair in matching.pairs]
+        self._one_class = [one_class(a, b, pair) for pair in matching.pairs]
         self.written = [
             _written(a, pair.a) & {renaming.name(key) for key in _written(b, pair.b)} for pair in matching.pairs
         ]
@@ -257,15 +257,6 @@ class HyperComparison:
             known.step, known.a, known.b, known.decides = int(steps[first]), a, b, True
         known.count += int(wrong.sum())
         return decides
-
-
-def _one_module(a: Source, b: Source, pair: Pair) -> bool:
-    """Whether both classes are known to be of one module, or it is not known: two libraries may both have a Lion."""
-    modules = set()
-    for source, index in ((a, pair.a), (b, pair.b)):
-        listed = source.trace.rank_info.get("optimizers") or ()
-        modules |= {e.get("module") for e in listed if isinstance(e, Mapping) and e.get("index") == index}
-    return len(modules - {None, ""}) < 2
 
 
 def _written(source: Source, optimizer: int) -> set[str]:

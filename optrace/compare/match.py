@@ -92,6 +92,15 @@ def match_sources(a: Source, b: Source, renaming: Renaming) -> Matching:
     return Matching(tuple(pairs), tuple(cells), left_a, left_b, tuple(notes))
 
 
+def one_class(a: Source, b: Source, pair: Pair) -> bool:
+    """Whether both optimizers of a pair are of one class: two libraries may both have a Lion."""
+    modules = set()
+    for source, index in ((a, pair.a), (b, pair.b)):
+        listed = source.trace.rank_info.get("optimizers") or ()
+        modules |= {e.get("module") for e in listed if isinstance(e, Mapping) and e.get("index") == index}
+    return pair.class_a == pair.class_b and len(modules - {None, ""}) < 2
+
+
 def told_to_skip(source: Source, kind: str, name: str) -> bool:
     """Whether the recorder of a source was told not to record a name; `kind` is `params` or `quantities`."""
     settings = source.trace.info.get("settings") or {}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optrace.compare.columns import HEAD, Ints, Numbering, Side
 from optrace.compare.grid import Bools, Grid
-from optrace.compare.match import told_to_skip
+from optrace.compare.match import one_class, told_to_skip
 from optrace.compare.order import rank_of
 
 _BEFORE = ("param_in", "state_in", "group_in")
@@ -158,7 +158,7 @@ class Presence:
                 notes.append(f"{quantity} was not compared: {there} was told not to record it")
             elif not quantity.startswith(("state.", "group.")) or not other.recorded:
                 notes.append(f"{quantity} was not compared: {there} has none")
-            elif matched.class_a != matched.class_b:
+            elif not one_class(self._a, self._b, matched):
                 notes.append(f"{here} has {quantity}, which {there} has not")
             else:
                 missing += absences

@@ -45,7 +45,9 @@ class Own(torch.optim.Optimizer):
         decay = 0.02 if "own-decay" in wrong else group["weight_decay"]
         eps = 1e-5 if "own-eps" in wrong else group["eps"]
         first, second = group["betas"]
-        if "no-decay" not in wrong:
+        if "decay-by-lr-twice" in wrong:
+            p.mul_(1 - lr * lr * decay)
+        elif "no-decay" not in wrong:
             g = g + decay * p
         t = self._count(p, state, "exp_avg", "exp_avg_sq")
         m = state["exp_avg"].mul_(first).add_(g, alpha=1 - first)

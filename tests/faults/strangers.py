@@ -132,3 +132,11 @@ for name, code in (
         LARGE_EPS,
         LARGE_EPS.but(optimizer=lambda net, name=name: Own(decay_groups(net), "adam", name)),
     )
+fault(
+    "decay-by-lr-twice",  # which comes close to no decay: 3 eps a step
+    "own",
+    "group-option rule-unknown",
+    (1, "update"),
+    LARGE_EPS.but(optimizer=lambda net: optim.AdamW(decay_groups(net), lr=2e-3, eps=1e-3)),
+    LARGE_EPS.but(optimizer=lambda net: Own(decay_groups(net), "adam", "decay-by-lr-twice", lr=2e-3)),
+)

@@ -206,7 +206,7 @@ def _fitting(
     record.judge([trial for _, trial in trials], groups)
     found: dict[str, tuple[Variant, Trial]] = {}
     for variant, trial in trials:
-        if trial.fits:
+        if trial.explains:
             found.setdefault(variant.name, (variant, trial))
     recorded = [each for each in found.values() if not each[1].carry]
     return recorded or list(found.values())
