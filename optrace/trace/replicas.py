@@ -113,7 +113,7 @@ def hyper_apart(trace: LogicalTrace, optimizer: int) -> list[Apart]:
     tables: dict[int, Any] = {}
     for rank in ranks:
         rows = trace.members[rank].stored("groups", selection, columns)
-        same = next((other for other, table in tables.items() if table.equals(rows)), rank)
+        same = next((other for other, table in tables.items() if _equal(table, rows)), rank)
         alike.setdefault(same, []).append(rank)
         if same == rank:
             tables[rank] = rows
@@ -126,6 +126,15 @@ def hyper_apart(trace: LogicalTrace, optimizer: int) -> list[Apart]:
         if len({str(value) for value in values.values()}) > 1:
             found.setdefault((group, key), Apart(optimizer, step, group, key, values))
     return sorted(found.values(), key=lambda apart: (apart.step, apart.group or 0, apart.key))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two tables of groups hold the same, NaN like NaN."""
+    words = [table.select(["step", "group", "key", "kind", "text"]) for table in (one, other)]
+    if not words[0].equals(words[1]):
+        return False
+    bits = [elements(table.column("number")).view(np.int64) for table in (one, other)]
+    return bool((bits[0] == bits[1]).all())
 
 
 def norms_apart(trace: LogicalTrace, optimizer: int, rounding: float = 0.0) -> Apart | None:
