@@ -19,6 +19,8 @@ CACHE = 2**20
 """Bytes that are read to have the caches of a core used for something else."""
 
 _quiet = torch._C.DisableTorchFunction
+_ROOT = torch.zeros((), dtype=torch.float32, device="cpu")
+"""Made on import, before the program turns on modes that would see it."""
 
 
 class _Scratch:
@@ -54,7 +56,7 @@ class Calibration:
         observers.active = True
         self._elsewhere = np.zeros(CACHE // 8)
         self._thing: Any = kind()
-        self._root = torch.zeros(())
+        self._root = _ROOT
         self._context.know(self._thing)
 
     def take(self) -> tuple[ObservedCall, ObservedCall]:

@@ -93,6 +93,7 @@ class Session:
         self.context: Any = None
         self._steps: Any = None
         if find_spec("torch") is not None:
+            from optrace.recorder import calibrate  # noqa: F401  (makes its tensor before the program has modes)
             from optrace.recorder.context import StepContext
             from optrace.recorder.steps import Steps
 

@@ -102,8 +102,8 @@ def _choose(rule: str | None, class_name: str) -> Rule:
         chosen = RULES[class_name.lower()]
     else:
         raise TraceError(
-            f"the recorded optimizer is a {class_name}, which is no optimizer of torch; name the rule that it should"
-            f" follow with --rule ({', '.join(sorted(RULES))})"
+            f"the recorded optimizer is called {class_name}, which is no optimizer of torch; name the rule that it"
+            f" should follow with --rule ({', '.join(sorted(RULES))})"
         )
     if not chosen.elementwise:
         raise TraceError(

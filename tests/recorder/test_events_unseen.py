@@ -10,6 +10,7 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import dataloader as loader_module
 
+import optrace
 from optrace.recorder import wrappers
 from optrace.recorder.patching import UNSEEN
 
@@ -248,7 +250,7 @@ def test_failure_of_ours_never_reaches_the_program() -> None:
     assert heard.kinds() == ["zero_grad", "backward"]
 
 
-def test_modes_that_watch_torch_see_no_more_than_without_us() -> None:
+def test_modes_that_watch_torch_see_no_more_than_without_us(tmp_path: Path) -> None:
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -274,17 +276,13 @@ def test_modes_that_watch_torch_see_no_more_than_without_us() -> None:
             scheduler.step()
 
     lists = []
-    for observed in (False, True):
+    for observed in (nullcontext, listening, lambda: optrace.record(tmp_path / "run", quiet=True, strict=True)):
         seen: list[str] = []
-        with Functions(), Operators():
-            if observed:
-                with listening():
-                    train()
-            else:
-                train()
+        with observed(), Functions(), Operators():
+            train()
         lists.append(seen)
     assert lists[0]
-    assert lists[1] == lists[0]
+    assert lists[1] == lists[2] == lists[0]
 
 
 def test_backward_under_fake_tensors_is_passed_on() -> None:
