@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from optrace.recorder import fsdp1, zero
 from optrace.recorder.names import ParamNames
 from optrace.recorder.shards import Stretch
 from optrace.recorder.tensors import dtype_name, placement_of
-from optrace.recorder.zero import Flattened, members_of
+from optrace.recorder.zero import Flattened, Member
 
 
 class Inventory:
@@ -60,7 +61,7 @@ class Inventory:
         return self._renew(groups, flat), True
 
     def _renew(self, groups: Sequence[Any], flat: list[torch.Tensor]) -> list[torch.Tensor]:
-        within = members_of(flat)
+        within = zero.members_of(flat) | fsdp1.members_of(flat)
         opened = [_opened(group, within) for group in groups] if within else groups
         inner = [param for group in opened for param in group["params"]]
         names = self._all_names.name(self.optimizer, opened, self._still_called(inner))
@@ -70,16 +71,21 @@ class Inventory:
         places = [(number, index) for number, size in enumerate(self._sizes) for index in range(size)]
         chosen: list[tuple[int, str, int, int, Stretch | None]] = []
         seen: set[int] = set()
+        more = 0
         for position, param in enumerate(flat):
             if id(param) in seen:
                 continue
             seen.add(id(param))
             group, index = places[position]
+            more = more if index else 0
             if id(param) in within:
-                held = [one for one in within[id(param)].members if one.stretch is not None]
-                chosen += [(position, names[id(one.param)], group, one.index, one.stretch) for one in held]
+                members = within[id(param)].members
+                held = [one for one in members if one.stretch is not None]
+                at = index + more
+                chosen += [(position, _name(one, param, names), group, at + one.index, one.stretch) for one in held]
+                more += len(members) - 1
             else:
-                chosen.append((position, names[id(param)], group, index, None))
+                chosen.append((position, names[id(param)], group, index + more, None))
         chosen = [one for one in chosen if self._is_chosen(one[1])]
         self._chosen = [one[0] for one in chosen]
         self.names = tuple(one[1] for one in chosen)
@@ -134,11 +140,20 @@ class Inventory:
         return [self._refs[i]() for i in self._chosen]
 
 
+def _name(member: Member, flat: torch.Tensor, names: Mapping[int, str]) -> str:
+    """A member's own name, else its path in the module that has the flattened parameter."""
+    if member.param is not None:
+        return names[id(member.param)]
+    prefix, dot, _ = names[id(flat)].rpartition(".")
+    return prefix + dot + member.path
+
+
 def _opened(group: Mapping[str, Any], within: Mapping[int, Flattened]) -> dict[str, Any]:
     """A group with the parameters of the model in the place of flattened ones."""
     params: list[torch.Tensor] = []
     for param in group["params"]:
         known = within.get(id(param))
-        params += [param] if known is None else [one.param for one in known.members]
+        inner = [] if known is None else [one.param for one in known.members if one.param is not None]
+        params += inner or [param]
     own = group.get("param_names")  # those that the group had before its parameters were flattened
     return {"params": params, "param_names": own if own and len(own) == len(params) else None}

@@ -165,7 +165,8 @@ class FlatPieces:
 
     FSDP1 (`use_orig_params=True`) is read from `FlatParameter._params`, `_shapes` and `_shard_param_infos` (torch 2.1
     to 2.13); its parameters are the stretches themselves. Where it has such attributes no longer, nothing is found and
-    the stretches are recorded as if they were whole. DeepSpeed's (`optrace.recorder.zero`) are told by the caller.
+    the stretches are recorded as if they were whole. Those within the flattened parameters of DeepSpeed and of FSDP1
+    without that option (`optrace.recorder.zero`, `.fsdp1`) are told by the caller.
     """
 
     def __init__(self) -> None:

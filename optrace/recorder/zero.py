@@ -23,11 +23,14 @@ from optrace.recorder.shards import Piece, Stretch
 class Member:
     """A parameter of the model that is stepped within a flattened one, on this rank or another."""
 
-    param: torch.Tensor
+    param: torch.Tensor | None
+    """None where only its path is known."""
     index: int
-    """Its place in its group."""
+    """Its place in the flattened one; where a group has several that are stepped apart, in its group."""
     stretch: Stretch | None
     """What this rank holds of it; None: nothing."""
+    path: str = ""
+    """Its name within the module that holds the flattened one."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STEPS = 4
 LAYOUTS = {
-    2: ["ddp", "fsdp2", "tp", "fsdp1", "zero", "fsdp2-full"],
+    2: ["ddp", "fsdp2", "tp", "fsdp1", "fsdp1-flat", "zero", "fsdp2-full"],
     4: ["ddp", "fsdp2", "both", "hsdp"],
 }
 FAULTS = (

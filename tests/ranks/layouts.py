@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
-from transformer import loss_of, make
+from transformer import Block, loss_of, make
 
 import optrace
 
@@ -53,8 +54,9 @@ def build(layout):
         share = mesh["dp"].get_local_rank(), world // 2
     elif layout == "hsdp":
         sharded(model, init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard")))
-    elif layout == "fsdp1":
-        model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    elif layout.startswith("fsdp1"):
+        every = {"auto_wrap_policy": ModuleWrapPolicy({Block}), "device_id": torch.device("cpu")}
+        model = FullyShardedDataParallel(model, use_orig_params=layout == "fsdp1", **every)
     if layout == "zero":
         return model, ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, **OPTIONS), share
     return model, torch.optim.AdamW(model.parameters(), **OPTIONS), share
