@@ -10,6 +10,7 @@ import click
 def command(run: str) -> int:
     """Say from the record alone which rule each optimizer of RUN followed, and with what numbers.
 
+    RUN may name an optimizer (RUN@1, RUN@SGD) or a rank (RUN@rank=3); default: the latest run.
     Exit status: 0 every optimizer was identified, 1 one is none of ours, 2 trouble.
     """
     from optrace.cli.output import each_optimizer

@@ -11,7 +11,8 @@ import click
 def command(run: str, form: str) -> int:
     """Look at RUN for what quietly spoils training: each finding has a code, what shows it, and what to do.
 
-    RUN may name an optimizer (RUN@1, RUN@SGD) or a rank (RUN@rank=3). The codes are explained in docs/lint.md.
+    RUN may name an optimizer (RUN@1, RUN@SGD) or a rank (RUN@rank=3); default: the latest run. The codes are explained
+    in docs/lint.md.
     """
     from optrace.compare.lint.run import lint
 

@@ -65,7 +65,12 @@ class RecordCommand(click.Command):
 @click.option("--quantities", metavar="LIST", help="Record these only: param,grad,update,state.*")
 @click.option("--micro", is_flag=True, help="Sample the gradients after each backward, too.")
 @click.option("--stop-after", type=int, metavar="N", help="End the program cleanly after step N.")
-@click.option("--memory", metavar="SIZE", help="Most device memory the recorder may hold, like 64MB.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Most memory the recorder may hold where the parameters are, like 64MB [default: the smaller of one copy of"
+    " them and 5 % of the device].",
+)
 @click.option("--staging", metavar="SIZE", help="Most bytes of whole tensors that wait for the disk [default: 512MB].")
 @click.option("--max-size", metavar="SIZE", help="Stop recording, saying so, at this size on disk, like 2GB.")
 @click.option("--force", is_flag=True, help="Move a finished run of that name to RUN~1.")

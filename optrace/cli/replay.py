@@ -18,8 +18,8 @@ import click
 def command(run: str, rule: str | None, as_class: str | None, eps: float, form: str) -> int:
     """Recompute each recorded step of RUN from its own inputs: is it what the optimizer's rule makes of them?
 
-    RUN may name an optimizer (RUN@1, RUN@SGD), a rank (RUN@rank=3) or a stretch of steps (RUN@500:600); without one all
-    optimizers are replayed. Exit status: 0 every step follows the rule, 1 one does not, 2 trouble.
+    RUN may name an optimizer (RUN@1, RUN@SGD), a rank (RUN@rank=3) or a stretch of steps (RUN@500:600); default: the
+    latest run, and all its optimizers. Exit status: 0 every step follows the rule, 1 one does not, 2 trouble.
     """
     from optrace.cli.output import each_optimizer
     from optrace.compare.source import open_source
