@@ -477,6 +477,31 @@ def test_state_of_python_is_read_the_same_through_memory_and_through_its_door() 
     assert generators._crc(generator.parts()) == fast
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: None,
+        lambda: torch.rand(3),
+        lambda: torch.randn(1, dtype=torch.float64),  # keeps a second deviate
+        lambda: torch.manual_seed(5),
+        lambda: torch.set_rng_state(torch.get_rng_state()),
+        lambda: random.random(),
+        lambda: np.random.rand(),
+    ],
+    ids=["nothing", "uniform", "normal", "seed", "set", "python", "numpy"],
+)
+def test_generators_that_have_not_moved_are_not_hashed_again_and_others_are(draw: Callable[[], object]) -> None:
+    from optrace.recorder import generators
+
+    assert generators._engine(torch) is not None
+    generators.generator_fingerprint()
+    draw()
+    kept, generators._TORCH = generators._TORCH, generators._Torch()
+    anew = generators.generator_fingerprint()
+    generators._TORCH = kept
+    assert [generators.generator_fingerprint() for _ in range(2)] == [anew, anew]
+
+
 # ---- all together ----
 
 

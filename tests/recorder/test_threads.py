@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import optrace
+from optrace.recorder import living
 from optrace.recorder.session import Session, StoppedAfter
 from optrace.recorder.settings import Settings
 from optrace.recorder.steps import Track
 
-REPETITIONS, ROUNDS = 2, 10
+ROUNDS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +48,15 @@ def at_once(count: int, step: Callable[[torch.optim.Optimizer], None]) -> None:
         thread.join()
 
 
-def test_first_steps_that_are_made_at_once_make_one_run(tmp_path: Path) -> None:
-    for number in range(REPETITIONS):
-        with optrace.record(tmp_path / f"run{number}", quiet=True) as session:
-            at_once(3, lambda optimizer: optimizer.step())
-        assert session.failure is None
-        trace = optrace.open(tmp_path / f"run{number}")
-        assert trace.problems == []
-        assert sorted(trace.steps["optimizer"]) == [0, 1, 2]
-        assert list((tmp_path / f"run{number}").glob("*rank=*")) == [tmp_path / f"run{number}" / "rank=00000"]
+@pytest.mark.parametrize("repetition", range(2))
+def test_first_steps_that_are_made_at_once_make_one_run(tmp_path: Path, repetition: int) -> None:
+    with optrace.record(tmp_path / "run", quiet=True) as session:
+        at_once(4, lambda optimizer: optimizer.step())
+    assert session.failure is None
+    trace = optrace.open(tmp_path / "run")
+    assert trace.problems == []
+    assert sorted(trace.steps["optimizer"]) == [0, 1, 2, 3]
+    assert list((tmp_path / "run").glob("*rank=*")) == [tmp_path / "run" / "rank=00000"]
 
 
 def test_the_last_step_ends_the_program_in_one_thread() -> None:
@@ -65,7 +66,7 @@ def test_the_last_step_ends_the_program_in_one_thread() -> None:
     tracks = [steps._new_track(optimizer) for optimizer in optimizers]
     for track in tracks:
         track.completed = 1
-    for number in range(5_000):  # long enough to look at that the other threads come meanwhile
+    for number in range(20_000):  # long enough to look at that the other threads come meanwhile
         steps._tracks[-number] = tracks[0]
     stopped: list[int] = []
     ready = threading.Barrier(3)
@@ -86,3 +87,40 @@ def test_the_last_step_ends_the_program_in_one_thread() -> None:
     for thread in threads:
         thread.join()
     assert stopped == list(range(ROUNDS))
+
+
+def test_living_objects_are_found_alike_with_and_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    held = [Own(2, 3), torch.nn.Linear(2, 3), torch.nn.Parameter(torch.ones(2))]
+    for base in (torch.nn.Linear, torch.nn.Module, torch.Tensor):
+        found = set(map(id, living.living(base)))
+        with monkeypatch.context() as patch:
+            patch.setattr(living, "kernel", None)
+            assert found == set(map(id, living.living(base)))
+        assert {id(one) for one in held if isinstance(one, base)} <= found
+
+
+@pytest.mark.skipif(living.kernel is None, reason="without the C kernel other threads go on meanwhile")
+def test_finding_living_objects_disturbs_no_thread_that_makes_tuples() -> None:
+    sys.setswitchinterval(1e-6)
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def make() -> None:
+        try:
+            while not done.is_set():
+                tuple(number for number in range(50))
+        except SystemError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        living.living(torch.nn.Module)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
