@@ -27,9 +27,9 @@ DENSE = ["SGD", *ALL, "Adafactor"]
 TORCHS_ALONE = ("foreach", "fused", "capturable", "differentiable")
 
 
-def test_there_is_a_rule_for_every_optimizer_of_torch():
+def test_there_is_a_rule_for_every_optimizer_of_torch_and_for_lion():
     torchs = {name.lower() for name, kind in vars(torch.optim).items() if inspect.isclass(kind)} - {"optimizer"}
-    assert set(RULES) == torchs
+    assert set(RULES) == torchs | {"lion"}
     assert {name.lower() for name in NAMES} == torchs
 
 
@@ -80,7 +80,7 @@ def test_unknown_rule_names_the_near_ones():
         rule("zzz")
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, "Lion"])
 def test_a_rule_neither_writes_its_arguments_nor_shares_memory_with_them(name):
     options = {"momentum": 0.9, "amsgrad": True, "centered": True, "t0": 0, "lambd": 0.1}
     step, hyper = RULES[name.lower()].step, {**RULES[name.lower()].defaults, **options}
@@ -100,7 +100,7 @@ def test_a_rule_neither_writes_its_arguments_nor_shares_memory_with_them(name):
     assert step(param, None, state, hyper) == (param, state)
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, "Lion"])
 def test_elementwise_rules_can_be_replayed_from_a_sample(name):
     found = RULES[name.lower()]
     rng = np.random.default_rng(0)
