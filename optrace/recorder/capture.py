@@ -21,6 +21,7 @@ from optrace.recorder.later import Slots
 from optrace.recorder.memory import Budget, Copies
 from optrace.recorder.micro import MicroGradients
 from optrace.recorder.names import ParamNames
+from optrace.recorder.openmp import join_team
 from optrace.recorder.plans import AfterPlan, BeforePlan, Label, Located, StateLabel, make_label
 from optrace.recorder.selection import Quantities
 from optrace.recorder.settings import Settings
@@ -301,6 +302,7 @@ class Capture:
             if running.keyframe:
                 values |= self._whole_params("param", running.params, located) | self._whole_state("state", state)
         tensors = self._tensors(plan, running.extra)
+        join_team(optimizer, located.numels)
         self._look_for_steady(optimizer, running, located, state, (self._before, plan))
         return Finished(running.groups, tensors, values, keep)
 
