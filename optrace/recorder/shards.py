@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from optrace.recorder.living import living
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ class FlatPieces:
         places = {id(param): i for i, param in enumerate(params)}
         flat = sys.modules.get("torch.distributed.fsdp._flat_param")
         of_fsdp1 = getattr(flat, "FlatParamHandle", None)
-        for handle in gc.get_objects() if of_fsdp1 is not None else ():
-            if type(handle) is of_fsdp1 and handle.uses_sharded_strategy:
+        for handle in living(of_fsdp1) if of_fsdp1 is not None else ():
+            if handle.uses_sharded_strategy:
                 whole = handle.flat_param
                 infos = getattr(whole, "_shard_param_infos", None)
                 owned = getattr(whole, "_params", None)

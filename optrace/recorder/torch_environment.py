@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from optrace.recorder.living import living
 
 
 def torch_environment(torch: Any) -> dict[str, Any]:
@@ -153,5 +154,5 @@ def _meshes() -> list[str]:
     kind = getattr(module, "DeviceMesh", None)
     if not isinstance(kind, type):
         return []
-    meshes = [str(thing) for thing in gc.get_objects() if type(thing) is kind]
+    meshes = [str(thing) for thing in living(kind) if type(thing) is kind]
     return sorted(set(meshes))[:16]

@@ -8,7 +8,6 @@ found is held against the sizes of the buffers; where it does not fit, flattened
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from optrace.recorder.living import living
 from optrace.recorder.shards import Piece, Stretch
 
 
@@ -60,10 +60,8 @@ def members_of(params: Sequence[torch.Tensor]) -> dict[int, Flattened]:
 
 def live_zeros() -> Iterator[Any]:
     """The ZeRO optimizers of this process."""
-    kinds = {kind for kind, _ in _kinds()}
-    for thing in gc.get_objects() if kinds else ():
-        if type(thing) in kinds:
-            yield thing
+    for kind, _ in _kinds():
+        yield from (thing for thing in living(kind) if type(thing) is kind)
 
 
 def _kinds() -> list[tuple[type, Callable[[Any], Iterator[Flattened]]]]:
