@@ -126,7 +126,7 @@ def test_the_same_kinds_fail_when_they_are_wrong():
         assert not optrace.check_golden(wrong, "sgd").same
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "lbfgs"])
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - {"lbfgs", "lion"}))
 def test_reference_rule_and_class_pass_every_case(rule):
     name = next(name for name in optrace.reference.__all__ if name.lower() == rule)
     for candidate in (RULES[rule], getattr(optrace.reference, name)):

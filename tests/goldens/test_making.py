@@ -55,14 +55,12 @@ def test_check_says_which_file_would_change_and_where(tmp_path, monkeypatch, cap
     assert remake.main(["--check", "rprop"]) == 0
 
 
-def test_every_rule_of_the_reference_has_goldens():
-    assert set(rules()) == {*RULES, *SCHEDULES}
+def test_every_rule_of_torch_has_goldens():
+    assert set(rules()) == {*RULES, *SCHEDULES} - {"lion"}
 
 
 def test_the_grid_holds_what_the_design_asks_for():
-    for rule in RULES:
-        if rule == "lbfgs":
-            continue
+    for rule in RULES.keys() - {"lbfgs", "lion"}:
         names = {name.partition("/")[2] for name in case_names(rule)}
         assert {"lr-change", "option-change", "resume", "shapes", "none-grad", "groups", "groups-resume"} <= names
         assert load(f"{rule}/groups").steps >= 12

@@ -25,6 +25,7 @@ from torch.utils.data import dataloader as loader_module
 
 import optrace
 from optrace.recorder import wrappers
+from optrace.recorder.living import subclasses
 from optrace.recorder.patching import UNSEEN
 
 torch.set_num_threads(1)
@@ -65,7 +66,7 @@ def everything() -> dict[tuple[str, str], int]:
     small_step()  # torch hooks classes and imports modules at their first use
     owners = {owner for owner, _ in NAMED} | {torch.optim, sys.modules[__name__]}
     for base in (Optimizer, LRScheduler, torch.amp.GradScaler):
-        owners |= set(wrappers._subclasses(base))
+        owners |= set(subclasses(base))
     return {(repr(owner), name): id(value) for owner in owners for name, value in list(vars(owner).items())}
 
 
