@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from optrace.errors import TraceError
 from optrace.trace import fingerprint
-from optrace.trace.stream import write_all
+from optrace.trace.direct import write_file
 
 CODES = {
     "float64": "F64",
@@ -113,14 +113,8 @@ def write_packed(rank: Path, step: int, packed: Packed) -> None:
     folder = values_folder(rank)
     folder.mkdir(exist_ok=True)
     temporary = folder / f".{values_name(step)}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            write_all(fd, packed.header)
-            for buffer in packed.buffers:
-                write_all(fd, buffer)
-        finally:
-            os.close(fd)
+        write_file(temporary, [packed.header, *packed.buffers], packed.size)
         part = 0
         while (target := folder / values_name(step, part)).exists():
             part += 1
