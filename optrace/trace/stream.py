@@ -17,6 +17,8 @@ import numpy.typing as npt
 from optrace.errors import TraceError
 from optrace.trace.schema import arrow_schema, segment_name
 
+_HIGH = 500
+"""Few programs have so many files open, and few systems allow less than twice as many."""
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -127,8 +129,24 @@ class TableStream:
             os.close(fd)
             os.unlink(self.path)
             raise
-        self._fd = fd
+        self._fd = _out_of_the_way(fd)
         self.size = len(head)
+
+
+def _out_of_the_way(fd: int) -> int:
+    """The same file under a high number, where there is room.
+
+    A program may close every descriptor, as daemons do, and open files of its own: these are given the lowest numbers
+    that are free, and what is written to ours must not go into them.
+    """
+    try:
+        import fcntl
+
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except (ImportError, OSError):  # another system, or a limit below
+        return fd
+    os.close(fd)
+    return high
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
