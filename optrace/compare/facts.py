@@ -157,7 +157,8 @@ class Facts:
             if absence.only_in_a == only_in_a:
                 cell = self.numbering.cells[absence.cell]
                 times = f"at step {absence.step}" if absence.count == 1 else f"at {absence.count} steps"
-                words.append(f"{absence.quantity} of {cell.param_a if only_in_a else cell.param_b} {times}")
+                param, group = (cell.param_a, cell.group_a) if only_in_a else (cell.param_b, cell.group_b)
+                words.append(f"{absence.quantity} of {param or f'group {group}'} {times}")
         return words
 
     def _fact(self, pair: int, step: int, rank: int, place: int, divergence: Divergence) -> Fact:

@@ -100,11 +100,15 @@ def _missing(first: Divergence) -> str:
         return f"optimizer {first.optimizer}"
     if first.quantity == "param" and first.count == 0:
         return f"the parameter {first.param}"
-    return f"{first.quantity} of {first.param}"
+    return f"{first.quantity} of {_whose(first)}"
 
 
 def _of(first: Divergence) -> str:
-    return str(first.param) if first.quantity == "param" else f"{first.quantity} of {first.param}"
+    return str(first.param) if first.quantity == "param" else f"{first.quantity} of {_whose(first)}"
+
+
+def _whose(first: Divergence) -> str:
+    return first.param or f"group {first.group}"
 
 
 def _lines(report: DiffReport) -> Lines:
@@ -176,7 +180,8 @@ def _first(report: DiffReport, first: Divergence) -> str:
     if first.quantity in ("step", "optimizer"):
         return where
     hyper = first.kind == "replica" and first.quantity.startswith("hyper.")
-    where += f", {first.quantity.partition('.')[2]}" if hyper else f", {first.quantity} of {first.param}"
+    where += f", {first.quantity.partition('.')[2] if hyper else first.quantity}"
+    where += f" of {first.param}" if first.param and not hyper else ""
     if first.kind == "replica":
         side, odd = (report.b, first.b) if first.b != "agree" else (report.a, first.a)
         where += f": {str(odd).removeprefix('apart: ')} in {side}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hand_made import adamw, sgd
 
+import optrace
 from optrace.compare.run import diff
 
 
@@ -181,3 +182,27 @@ def test_limit_cuts_the_list_and_not_the_count(runs, limit):
     assert report.n_divergences > 100
     assert len(report.divergences) == len(report.rows)
     assert list(report.divergences.columns)[:6] == ["step", "step_b", "optimizer", "group", "param", "quantity"]
+
+
+class Counted(torch.optim.SGD):
+    """Writes a number into its groups that is none of its options."""
+
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups if self.counts else ():
+            group["seen"] = group.get("seen", 0) + 1
+
+
+def test_a_number_that_one_side_keeps_in_its_group_is_said_to_be_the_groups(tmp_path):
+    for name in ("plain", "counts"):
+        param = torch.nn.Parameter(torch.ones(3))
+        optimizer = Counted([param], lr=0.1)
+        optimizer.counts = name == "counts"
+        with optrace.record(tmp_path / name, quiet=True):
+            for _ in range(2):
+                param.grad = torch.ones(3)
+                optimizer.step()
+    report = str(diff(tmp_path / "plain", tmp_path / "counts"))
+    assert "group.seen of group 0 is only in counts" in report
+    assert "step 1, optimizer 0 (Counted), group 0, group.seen\n" in report
+    assert "in counts: group.seen of group 0 at 2 steps" in report
