@@ -5,8 +5,6 @@ The kernel takes one pass over both, in threads of its own; what is equal to the
 
 from __future__ import annotations
 
-import importlib
-import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from optrace.compare.threads import cores
 from optrace.compare.tolerance import Floats, Tolerance, element_errors
 from optrace.trace.fingerprint import BLOCK, is_narrow, widen
 from optrace.trace.jobs import DTYPES
+from optrace.trace.measure import kernel
 
 TENSORS = np.dtype(
     [
@@ -143,17 +142,7 @@ def difference(
     return Difference(*out.item())
 
 
-def _load_kernel() -> Any:
-    if os.environ.get("OPTRACE_KERNEL") == "numpy":
-        return None
-    try:
-        kernel = importlib.import_module("optrace.trace._kernel")
-    except ImportError:
-        return None
-    return kernel if hasattr(kernel, "elements_apart") else None  # built before there was one
-
-
-_kernel = _load_kernel()
+_kernel = kernel if hasattr(kernel, "elements_apart") else None  # None too where it was built before there was one
 
 
 def _difference(a: Tensors, b: Tensors, limits: tuple[float, ...], is_state: bool) -> Difference:

@@ -7,14 +7,13 @@ counts as NaN.
 
 from __future__ import annotations
 
-import importlib
-import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optrace.compare.tolerance import Tolerance, element_errors
+from optrace.trace.measure import kernel
 
 Floats = NDArray[np.float64]
 Place = NDArray[np.int32]
@@ -79,17 +78,7 @@ def apart(a: Floats, b: Floats, places: Place, flags: NDArray[np.uint8], limits:
     return Apart(raw, slot.astype(np.int64), net, step, n_valid.astype(np.int64), gap, magnitude, at_a, at_b)
 
 
-def _load_kernel() -> Any:
-    if os.environ.get("OPTRACE_KERNEL") == "numpy":
-        return None
-    try:
-        kernel = importlib.import_module("optrace.trace._kernel")
-    except ImportError:
-        return None
-    return kernel if hasattr(kernel, "samples_apart") else None  # built before there was one
-
-
-_kernel = _load_kernel()
+_kernel = kernel if hasattr(kernel, "samples_apart") else None  # None too where it was built before there was one
 
 
 def _moments(samples: Floats, places: Place, flags: NDArray[np.uint8]) -> Moments:

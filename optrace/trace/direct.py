@@ -1,6 +1,6 @@
-"""Writes large files past the page cache where the file system can: a page of it costs more time than the disk.
+"""Writes large files past the page cache where the file system can.
 
-Filling pages of the cache takes processor time that training would have, several times what the disk takes by itself.
+Filling pages of the cache takes processor time that training would have.
 A file opened with O_DIRECT is written from one kept buffer, block by block; the last is padded, and cut off again.
 """
 

@@ -18,7 +18,7 @@ from optrace.errors import TraceError
 from optrace.trace.schema import arrow_schema, segment_name
 
 _HIGH = 500
-"""Few programs have so many files open, and few systems allow less than twice as many."""
+"""Few programs have so many files open, and Linux allows more by default; below that limit numbers stay as they are."""
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
