@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from importlib import metadata
-from pathlib import PurePosixPath
 
 
 def imported_distributions() -> dict[str, str]:
@@ -16,26 +15,35 @@ def imported_distributions() -> dict[str, str]:
     tops = {name for name in list(sys.modules) if "." not in name and not name.startswith("__")}
     tops -= sys.stdlib_module_names
     found: dict[str, str] = {}
-    waiting: list[metadata.Distribution] = []
+    waiting: list[tuple[str, str, metadata.Distribution]] = []
     for distribution in metadata.distributions():
-        name = distribution.name
+        name, version = _name_and_version(distribution)
         if not isinstance(name, str) or name in found:  # a damaged or a shadowed one
             continue
         declared = distribution.read_text("top_level.txt")
         modules = set(declared.split()) if declared else {_module_of(name)}
         if modules & tops:
-            found[name] = distribution.version
+            found[name] = version
             tops -= modules
         elif not declared:
-            waiting.append(distribution)
-    for distribution in waiting:  # whose module is not called as they are: only their list of files tells
+            waiting.append((name, version, distribution))
+    for name, version, distribution in waiting:  # whose module has another name: only their list of files tells
         if not tops:
             break
         modules = _listed_modules(distribution)
         if modules & tops:
-            found[distribution.name] = distribution.version
+            found[name] = version
             tops -= modules
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
+    """Both of them by the first lines of the metadata: the parser of `metadata` reads all of it, and takes longer."""
+    head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    known = {key: value.strip() for key, _, value in (line.partition(":") for line in head.splitlines())}
+    if "Name" in known and "Version" in known:
+        return known["Name"], known["Version"]
+    return distribution.name, distribution.version
 
 
 def _module_of(name: str) -> str:
@@ -44,10 +52,7 @@ def _module_of(name: str) -> str:
 
 def _listed_modules(distribution: metadata.Distribution) -> set[str]:
     """Top-level modules by the installer's list of files; big lists are read only this once."""
-    modules = set()
-    for line in (distribution.read_text("RECORD") or "").splitlines():
-        parts = PurePosixPath(line.partition(",")[0].strip('"')).parts
-        if not parts or parts[0] in ("..", "/") or parts[0].endswith((".dist-info", ".data", ".pth")):
-            continue
-        modules.add(parts[0].partition(".")[0])
-    return modules
+    listed = (distribution.read_text("RECORD") or "").splitlines()
+    firsts = {line.partition(",")[0].strip('"').partition("/")[0] for line in listed}
+    ours = (".dist-info", ".data", ".pth")
+    return {first.partition(".")[0] for first in firsts if first not in ("", "..") and not first.endswith(ours)}
