@@ -23,6 +23,7 @@ def groups_of(model):
 def prepare() -> None:
     """Import DeepSpeed: the longest part, done once for all ranks."""
     import deepspeed
+    import deepspeed.runtime.zero.muon.muon_optimizer  # which stages 1 to 3 import, and with it torch's compiler
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which would be compiled; gloo does
 

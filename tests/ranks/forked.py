@@ -19,6 +19,8 @@ import deepspeed_zero
 import faults
 import layouts
 import partial
+import pyarrow.compute  # which the recorder imports, as pyarrow.parquet
+import pyarrow.parquet
 import single
 import torch
 import torch._dynamo  # which DDP imports
