@@ -31,7 +31,8 @@ from optrace.reference.families_other import adadelta, adafactor, lion, muon, rp
 def sgd(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """SGD. Switches: momentum (sum, average, lr-inside), first (whole, dampened), nesterov (None as the option says,
     on, off; minus, twice where the option is on), dampening (None as the option says, or a number), decay (coupled,
-    decoupled, after-momentum, after-update, missing, without-lr, wrong-sign), none_grad (skip, zero, decay), sign.
+    decoupled, both, after-momentum, after-update, missing, without-lr, lr-twice, coupled-by-lr, wrong-sign, grows,
+    absolute: of the parameter's sign), none_grad (skip, zero, decay), sign.
     """
     mu, lr = float(hyper.get("momentum", 0.0)), float(hyper["lr"])
     damp = float(switches.get("dampening", hyper.get("dampening", 0.0)))
@@ -65,9 +66,9 @@ def sgd(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> R
 def adam(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
     """Adam and AdamW. Switches: eps (outside, inside, inside-squared, inside-uncorrected, before-correction, least,
     missing), bias (both, none, first, second, second-for-both, unrooted: v is corrected after its root was taken),
-    betas (as in `chosen_betas`), counter (added to t), amsgrad (None as the option says, on, off; corrected where the
-    option is on), decay (as in `sgd`; None as the option `decoupled_weight_decay` says), none_grad, sign, root (sqrt,
-    missing), square (squared, absolute).
+    betas, counter, stride, square, sums, starts (as in `moments`), kept (moments, corrected), nesterov (off, on: moves
+    along beta1*m + (1 - beta1)*g), amsgrad (None as the option says, on, off; corrected where the option is on), decay
+    (as in `sgd`; None as the option `decoupled_weight_decay` says), none_grad, sign, root (sqrt, missing).
     """
     first, second, at, m, v, kept = moments(g, state, hyper, switches)
     bias = switches.get("bias", "both")
@@ -97,17 +98,23 @@ def adam(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> 
             bottom = (used**power + eps) / two**power
         else:
             bottom = np.maximum(root, eps) if place == "least" else root
-        new = p - lr * (m / one) / bottom
+        along = first * m + (1 - first) * g if switches.get("nesterov") == "on" else m
+        new = p - lr * (along / one) / bottom
+    if switches.get("kept") == "corrected":
+        kept |= {"exp_avg": m / one, "exp_avg_sq": v / two}
     return new, kept
 
 
 @framed(decay="coupled")
 def rmsprop(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) -> Result:
-    """RMSprop. Switches: eps (outside, inside, missing), share (torch, exchanged), momentum (torch, lr-inside, off),
-    centered (None as the option says, on, off), decay, none_grad, sign.
+    """RMSprop. Switches: eps (outside, inside, missing), share (torch, exchanged, summed: the new square is taken
+    whole), starts (zero, one), root (sqrt, missing), momentum (torch, lr-inside, average, off), centered (None as the
+    option says, on, off), decay, none_grad, sign.
     """
-    alpha = float(hyper["alpha"]) if switches.get("share", "torch") == "torch" else 1 - float(hyper["alpha"])
-    v = alpha * wide(state.get("square_avg", 0.0)) + (1 - alpha) * g * g
+    share = switches.get("share", "torch")
+    alpha = 1 - float(hyper["alpha"]) if share == "exchanged" else float(hyper["alpha"])
+    start = 1.0 if switches.get("starts") == "one" else 0.0
+    v = alpha * wide(state.get("square_avg", start)) + (1.0 if share == "summed" else 1 - alpha) * g * g
     kept: dict[str, Any] = {"step": np.float64(float(state.get("step", 0.0)) + 1), "square_avg": v}
     centered = switches.get("centered")
     used = v
@@ -117,12 +124,13 @@ def rmsprop(p: Array, g: Array, state: State, hyper: Hyper, switches: Switches) 
     eps, lr, mu = float(hyper["eps"]), float(hyper["lr"]), float(hyper.get("momentum", 0.0))
     place = switches.get("eps", "outside")
     with np.errstate(all="ignore"):
-        bottom = np.sqrt(used + eps) if place == "inside" else np.sqrt(used) + (0.0 if place == "missing" else eps)
+        power = 1.0 if switches.get("root") == "missing" else 0.5
+        bottom = (used + eps) ** power if place == "inside" else used**power + (0.0 if place == "missing" else eps)
         direction = g / bottom
     form = switches.get("momentum", "torch")
     if mu and form != "off":
-        share = lr if form == "lr-inside" else 1.0
-        direction = kept["momentum_buffer"] = mu * wide(state.get("momentum_buffer", 0.0)) + share * direction
+        new = {"lr-inside": lr, "average": 1 - mu}.get(form, 1.0)
+        direction = kept["momentum_buffer"] = mu * wide(state.get("momentum_buffer", 0.0)) + new * direction
         lr = 1.0 if form == "lr-inside" else lr
     return p - lr * direction, kept
 

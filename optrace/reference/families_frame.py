@@ -15,6 +15,8 @@ Hyper = Mapping[str, Any]
 Switches = Mapping[str, Any]
 Result = tuple[Array, dict[str, Any]]
 Family = Callable[[Array, Array | None, State, Hyper, Switches], Result]
+DECAY_LR = "lr of weight decay"
+"""An option of our own: what decoupled weight decay is multiplied by instead of lr."""
 Middle = Callable[[Array, Array, State, Hyper, Switches], Result]
 """What a rule is between the gradient and the new parameter, all in float64: `(p, g, ...) -> (new p, state)`."""
 
@@ -52,7 +54,17 @@ def decay_before(p: Array, g: Array, hyper: Hyper, kind: str) -> tuple[Array, Ar
     if kind == "coupled":
         return p, g + decay * p
     if kind == "decoupled":
-        return p * (1 - hyper["lr"] * decay), g
+        return p * (1 - hyper.get(DECAY_LR, hyper["lr"]) * decay), g
+    if kind == "both":
+        return p * (1 - hyper["lr"] * decay), g + decay * p
+    if kind == "lr-twice":
+        return p * (1 - hyper["lr"] ** 2 * decay), g
+    if kind == "coupled-by-lr":
+        return p, g + hyper["lr"] * decay * p
+    if kind == "grows":
+        return p * (1 + hyper["lr"] * decay), g
+    if kind == "absolute":
+        return p, g + decay * np.sign(p)
     if kind == "without-lr":
         return p * (1 - decay), g
     if kind == "wrong-sign":
@@ -87,14 +99,27 @@ def moments(
 ) -> tuple[float, float, float, Array, Array, dict[str, Any]]:
     """Both betas, t, and the two running averages of Adam and its relatives, also as the state to keep.
 
-    Switches: betas (as in `chosen_betas`), counter (added to t, at least 1), square (squared, absolute).
+    Switches: betas (as in `chosen_betas`), counter (added to t, at least 1; stuck: t stays 1), stride (what t grows by
+    beside 1), square (squared, absolute, average: that of the first moment, deviation: that of the gradient from it),
+    sums (which averages take the new value whole: none, first, second, both), starts (zero, whole: with the first
+    gradient and its square).
     """
     first, second = chosen_betas(hyper, switches)
     t = float(state.get("step", 0.0)) + 1
-    m = first * wide(state.get("exp_avg", 0.0)) + (1 - first) * g
-    v = second * wide(state.get("exp_avg_sq", 0.0)) + (1 - second) * (np.abs(g) if switches.get("square") else g * g)
-    kept: dict[str, Any] = {"step": np.float64(t), "exp_avg": m, "exp_avg_sq": v}
-    return first, second, max(t + switches.get("counter", 0), 1.0), m, v, kept
+    sums = switches.get("sums", "none")
+    m = first * wide(state.get("exp_avg", 0.0)) + (1.0 if sums in ("first", "both") else 1 - first) * g
+    if switches.get("starts") == "whole" and "exp_avg" not in state:
+        m = g
+    square = {"squared": g, "absolute": np.sqrt(np.abs(g)), "average": m, "deviation": g - m}[
+        switches.get("square", "squared")
+    ] ** 2
+    v = second * wide(state.get("exp_avg_sq", 0.0)) + (1.0 if sums in ("second", "both") else 1 - second) * square
+    if switches.get("starts") == "whole" and "exp_avg" not in state:
+        v = square
+    counter = switches.get("counter", 0)
+    at = 1.0 if counter == "stuck" else max(t + counter, 1.0)
+    kept: dict[str, Any] = {"step": np.float64(t + switches.get("stride", 0)), "exp_avg": m, "exp_avg_sq": v}
+    return first, second, at, m, v, kept
 
 
 def framed(decay: str) -> Callable[[Middle], Family]:

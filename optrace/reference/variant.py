@@ -94,14 +94,49 @@ def decays(rule: str, coupled: bool) -> tuple[Variant, ...]:
             "wrong-sign",
             "add weight_decay*p to the gradient" if coupled else "shrink the parameter by lr*weight_decay",
         ),
+        (
+            "decay-both",
+            "rule-decay-coupling",
+            "decays in both ways, g = g + {weight_decay}*p and p = p*(1 - lr*{weight_decay})",
+            "both",
+            "leave out the decay of the parameter" if coupled else "leave weight_decay*p out of the gradient",
+        ),
+        (
+            "decay-absolute",
+            "rule-decay-coupling",
+            "adds the sign of the parameter to the gradient, g = g + {weight_decay}*sign(p), which is the L1 penalty's",
+            "absolute",
+            "add weight_decay*p to the gradient" if coupled else "shrink the parameter by lr*weight_decay",
+        ),
     ]
     if coupled:
         kinds += [
             ("decoupled", "rule-decay-coupling", decoupled_words, "decoupled", "add weight_decay*p to the gradient"),
+            (
+                "decay-by-lr",
+                "rule-decay-coupling",
+                "multiplies the decay by lr twice, g = g + lr*{weight_decay}*p",
+                "coupled-by-lr",
+                "add weight_decay*p to the gradient, without lr",
+            ),
         ]
     else:
         kinds += [
             ("coupled", "rule-decay-coupling", coupled_words, "coupled", "shrink the parameter by lr*weight_decay"),
+            (
+                "decay-by-lr-twice",
+                "rule-decay-coupling",
+                "multiplies the decay by lr twice, p = p*(1 - lr*lr*{weight_decay})",
+                "lr-twice",
+                "multiply the decay by lr once",
+            ),
+            (
+                "decay-grows",
+                "rule-sign",
+                "lets the parameter grow, p = p*(1 + lr*{weight_decay})",
+                "grows",
+                "shrink the parameter by lr*weight_decay",
+            ),
         ]
     return tuple(
         Variant(rule, name, code, does, torch_does, mend, {"decay": switch}) for name, code, does, switch, mend in kinds

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from optrace.reference.families_frame import DECAY_LR
 from optrace.reference.rule import RULES, Rule
 from optrace.reference.variants import VARIANTS, Variant
 
-__all__ = ["RULES", "VARIANTS", "Rule", "Variant"]
+__all__ = ["DECAY_LR", "RULES", "VARIANTS", "Rule", "Variant"]

@@ -8,5 +8,14 @@ from tests.faults.parts import FAULTS, Fault
 
 __all__ = ["FAULTS", "Fault"]
 
-for _part in ("real", "own_rules", "own_inputs", "other_programs", "strangers", "controls", "other_controls"):
+for _part in (
+    "real",
+    "own_rules",
+    "own_inputs",
+    "other_programs",
+    "strangers",
+    "formulas",
+    "controls",
+    "other_controls",
+):
     importlib.import_module(f"tests.faults.{_part}")

@@ -43,7 +43,7 @@ def rule(name: str, codes: str, where: tuple[int, str], right: Recipe, wrong: Ca
 
 
 rule("rmsprop-eps-inside", "rule-eps", (1, "update"), RMSPROP, own("rmsprop", "eps-inside", momentum=0.8))
-rule("rmsprop-starts-at-one", "rule-unknown", (1, "update"), RMSPROP, own("rmsprop", "starts-at-one", momentum=0.8))
+rule("rmsprop-starts-at-one", "state-value", (1, "update"), RMSPROP, own("rmsprop", "starts-at-one", momentum=0.8))
 rule("adagrad-eps-inside", "rule-eps", (1, "update"), ADAGRAD, own("adagrad", "eps-inside", lr_decay=0.1))
 rule("adagrad-forgets", "rule-unknown", (2, "update"), ADAGRAD, own("adagrad", "forgets", lr_decay=0.1))
 rule("adamax-uncorrected", "rule-bias-correction", (1, "update"), ADAMAX, own("adamax", "first-uncorrected"))

@@ -135,7 +135,7 @@ for name, code in (
 fault(
     "decay-by-lr-twice",  # which comes close to no decay: 3 eps a step
     "own",
-    "group-option rule-unknown",
+    "rule-decay-coupling",
     (1, "update"),
     LARGE_EPS.but(optimizer=lambda net: optim.AdamW(decay_groups(net), lr=2e-3, eps=1e-3)),
     LARGE_EPS.but(optimizer=lambda net: Own(decay_groups(net), "adam", "decay-by-lr-twice", lr=2e-3)),

@@ -251,7 +251,10 @@ def _beside(case: Case, rules: _Rules) -> Iterator[Cause]:
         yield from (cause for cause in data.batches_apart(case) if cause.claimed)
     for pair in range(len(case.matching.pairs)):
         if _may_differ_in_rule(case, pair):
-            yield from (cause for cause in rules(pair).causes if cause.claimed)
+            verdict = rules(pair)
+            yield from (cause for cause in verdict.causes if cause.claimed)
+            if not verdict.causes and verdict.unlike is not None:
+                yield verdict.unlike
 
 
 def _may_differ_in_rule(case: Case, pair: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optrace.compare.causes.decay_lr import decays_by_schedule, first_rates
 from optrace.replayer.cubes import Cube
 from optrace.replayer.engine import Groups, outcomes
 from optrace.replayer.known import Rule, Variant
@@ -24,6 +25,7 @@ def hard_coded(rule: Rule, cube: Cube, options: Groups) -> Iterator[tuple[Varian
     """Variants of a rule with an lr, weight decay or eps of its own, and the options that it then uses."""
     plain = Variant(rule.name, rule.name, "rule-unknown", "", "", "", {})
     yield from _lr(plain, rule, cube, options)
+    yield from decays_by_schedule(rule, options)
     yield from _decay(plain, rule, cube, options)
     yield from _eps(plain, rule, cube, options)
 
@@ -106,6 +108,7 @@ def _decay(plain: Variant, rule: Rule, cube: Cube, options: Groups) -> Iterator[
             above, below = above + float((way * gone)[known].sum()), below + float((way * way)[known].sum())
     if below:
         decay = float(f"{above / below:.2g}")
+        told |= {value / first for value in tuple(told) for first in first_rates(options).values()}  # told by decay_lr
         if decay > 0 and all(abs(decay - value) > CLOSE * max(decay, value) for value in told):
             yield (
                 _variant(rule, "decay-other", "group-option", f"uses weight_decay {decay:.10g}", "weight_decay"),

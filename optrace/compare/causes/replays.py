@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +15,9 @@ from optrace.compare.causes.case import Case
 from optrace.compare.names import in_torchs_words
 from optrace.compare.source import param_rows
 from optrace.replayer.cubes import Cube, Member, cubes, cut, renamed
-from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, Step, residuals
-from optrace.replayer.known import RULES
+from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, Step, residuals, spot
+from optrace.replayer.known import RULES, Rule
+from optrace.replayer.report import Miss
 
 STEP_EPS = 4.0
 """Error that one step may have, in eps."""
@@ -50,6 +52,8 @@ class Trial:
     """First step (this side's number) that the rule does not give."""
     miss: tuple[str, str] | None = None
     """Parameter and quantity of that miss."""
+    miss_eps: float = 0.0
+    """How far it is, in eps."""
     carried: Carried = field(default_factory=Carried)
 
     @property
@@ -164,6 +168,27 @@ class Recorded:
             trial.carried.keys = lacking
         return trial.carried
 
+    def first_miss(self, trial: Trial, rule: Rule, groups: Groups) -> Miss | None:
+        """The first number that a failed trial of a rule does not give; None where the rule could not be run."""
+        again = replace(trial, worst=0.0, total=0.0, n_steps=0, n_numbers=0, failed=None, miss=None, carried=Carried())
+        names = None if again.carry else self.names_for(again.keys)
+        for cube in self.stretches():
+            looked = renamed(cube, names) if names else cube
+            carried = again.carried if again.carry else self._counters(again, names or {})
+            start = copy.deepcopy(carried)
+            try:
+                _account(again, residuals(again.step, again.keys, looked, groups, carried, jumps=again.jumps))
+            except (KeyError, TypeError, ValueError):
+                return None
+            if again.failed is None or again.miss is None:
+                continue
+            name, quantity = again.miss
+            i = looked.steps.tolist().index(again.failed)
+            m = next(m for m, member in enumerate(looked.members) if member.name == name)
+            found = spot(again.step, again.keys, looked, groups, i, m, quantity, start, jumps=again.jumps)
+            return Miss(again.failed, looked.members[m].group, name, quantity, *found, again.miss_eps)
+        return None
+
     def judge(self, trials: Sequence[Trial], groups: Mapping[str, Groups], first_only: bool = False) -> None:
         """Run every trial over the record, each until it fails."""
         left = list(trials)
@@ -171,7 +196,8 @@ class Recorded:
             for trial in tuple(left):
                 names = None if trial.carry else self.names_for(trial.keys)
                 looked = renamed(cube, names) if names else cube
-                carried = trial.carried if trial.carry else self._counters(trial, names or {})
+                own = trial.carry or trial.carried.keys is not None
+                carried = trial.carried if own else self._counters(trial, names or {})
                 try:
                     found = residuals(trial.step, trial.keys, looked, groups[trial.name], carried, jumps=trial.jumps)
                 except (KeyError, TypeError, ValueError):  # the record lacks state or options that the rule needs
@@ -201,7 +227,7 @@ def _account(trial: Trial, found: Residuals) -> None:
         trial.failed = int(found.steps[i])
         errors = {"param": found.param[i, m]} | {f"state.{k}": t[i, m] for k, t in found.state.items()}
         quantity = next((q for q, error in errors.items() if error > limit), "param")
-        trial.miss = found.members[m].name, quantity
+        trial.miss, trial.miss_eps = (found.members[m].name, quantity), float(errors[quantity])
 
 
 def _decoupled(rule: str, class_name: str) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import numpy as np
 
 from optrace.compare.causes.case import Case, figure
 from optrace.compare.causes.cause import Cause
+from optrace.compare.causes.counted import shared_counters
 from optrace.compare.causes.fitted import fitted_variants
 from optrace.compare.causes.pairs import pairs
 from optrace.compare.causes.replays import Recorded, Trial
+from optrace.compare.causes.unlike import not_followed
 from optrace.compare.words import count_words
 from optrace.replayer.engine import Groups
 from optrace.replayer.known import RULES, VARIANTS, Rule, Variant
@@ -37,6 +39,8 @@ class Verdict:
     """The rule that A follows; empty where it follows none of ours."""
     n_steps: int = 0
     """Steps of A that were judged by it."""
+    unlike: Cause | None = None
+    """That one side does not follow the rule of the other, where nothing says what it does instead."""
     lr_factor: float | None = None
     """What B's lr must be of A's for their rules to make the same updates after all."""
 
@@ -60,9 +64,14 @@ def judge_rules(case: Case, pair: int) -> Verdict:
         words = f"{case.subject(1, pair)} follows the rule of {other}, {case.subject(0, pair)} that of {one}"
         evidence = f"replayed from its own inputs each side follows its rule at all {follows_a.trial.n_steps} steps"
         return Verdict((Cause("rule-unknown", words, f"use one rule: {one}, or {other}", (evidence,)),), False)
+    unlike = None
+    for record, right in ((b, follows_a), (a, follows_b)):
+        if right is not None and not _plain_fits(record, right.rule):
+            trials = _trials(record, right.rule.name, right.rule.step, right.rule)
+            unlike = unlike or not_followed(case, pair, record, right.rule, trials, right.trial.n_steps)
     if follows_a is not None:
-        return Verdict((), False, follows_a.rule.name, follows_a.trial.n_steps)
-    return Verdict((), False)
+        return Verdict((), False, follows_a.rule.name, follows_a.trial.n_steps, unlike)
+    return Verdict((), False, unlike=unlike)
 
 
 def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
@@ -180,6 +189,8 @@ def _variants(
     fitting = _fitting(record, rule, [(variant, plain) for variant in known])
     if not fitting:
         fitting = _fitting(record, rule, list(fitted_variants(record, rule)))
+    if not fitting:
+        fitting = _counting(record, rule)
     codes = dict.fromkeys(variant.code for variant, _ in fitting)
     for code in codes:
         variant, trial = next(found for found in fitting if found[0].code == code)
@@ -210,6 +221,13 @@ def _fitting(
             found.setdefault(variant.name, (variant, trial))
     recorded = [each for each in found.values() if not each[1].carry]
     return recorded or list(found.values())
+
+
+def _counting(record: Recorded, rule: Rule) -> list[tuple[Variant, Trial]]:
+    """The way of counting parameters or groups instead of steps that gives the record."""
+    trials = list(shared_counters(record, rule))
+    record.judge([trial for _, trial in trials], {trial.name: record.groups_for(rule.name) for _, trial in trials})
+    return [found for found in trials if found[1].explains][:1]
 
 
 def _two_at_once(
@@ -263,7 +281,7 @@ def _cause(
     ]
     if trial.carry:
         evidence.append("its state was recomputed from its start, for the record holds none of this form")
-    if variant.name == "average":
+    if variant.name == "average" and right.rule.name == "sgd":
         mu = hyper.get("momentum", 0.0)
         evidence.append(
             f"as it averages from zero, {wrong} is {right.rule.name} at {1 - mu:.10g} times the lr, and not with"
