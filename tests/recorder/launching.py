@@ -9,6 +9,23 @@ from pathlib import Path
 
 PROBE = Path(__file__).with_name("probe.py")
 RECORD = ["-m", "optrace", "record"]
+DESCENT = """
+class Descent(torch.optim.Optimizer):
+    '''One of torch's that a program makes without importing torch's compiler: half of what a small process takes.'''
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    def add_param_group(self, group):
+        self.param_groups.append({**self.defaults, **group})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for param in group["params"]:
+                param -= group["lr"] * param.grad
+"""
+"""The source of an optimizer for programs that start many processes."""
 
 
 def environment(**changes):

@@ -9,19 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import RECORD, assert_same, both, environment, run, without_ours
+from launching import DESCENT, RECORD, assert_same, both, environment, run, without_ours
 
-TRAIN = """
+TRAIN = f"""
 import os, sys, torch
 torch.set_num_threads(1)
+{DESCENT}
 
-def train(steps=2, distributed=False):
+def train(steps=2, distributed=False, kind=Descent):
     if distributed:
         torch.distributed.init_process_group("gloo")
     model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = kind(model.parameters(), lr=0.1)
     for _ in range(steps):
-        optimizer.zero_grad()
+        model.zero_grad()
         model(torch.ones(4, 3)).sum().backward()
         optimizer.step()
     if distributed:
@@ -246,7 +247,9 @@ ENDINGS = {
 @pytest.mark.parametrize("how", ENDINGS)
 def test_however_a_training_ends_its_output_and_status_are_its_own_and_the_steps_are_there(tmp_path, how):
     source, status = ENDINGS[how]
-    write(tmp_path, "train.py", f"train(3)\nprint('trained', flush=True)\ndef end():\n    {source or 'pass'}\nend()\n")
+    kind = "Descent" if how in ("_exit", "SIGTERM", "SIGKILL") else "torch.optim.SGD"  # no handler of torch's runs then
+    body = f"train(3, kind={kind})\nprint('trained', flush=True)\ndef end():\n    {source or 'pass'}\nend()\n"
+    write(tmp_path, "train.py", body)
     alone, recorded = both(["train.py"], tmp_path, record=("-q", "-o", "run_a"))
     assert status is None or alone.returncode == status
     assert_same(alone, recorded)
@@ -314,7 +317,8 @@ def test_training_that_never_stepped_an_optimizer_ends_with_a_line_that_says_so(
 
 
 def test_stop_after_ends_the_program_cleanly(tmp_path):
-    write(tmp_path, "train.py", "import atexit\natexit.register(print, 'at exit')\ntrain(50)\nprint('never')\n")
+    body = "import atexit\natexit.register(print, 'at exit')\ntrain(50, kind=torch.optim.SGD)\nprint('never')\n"
+    write(tmp_path, "train.py", body)
     done = record(tmp_path, "-q", "-o", "run_a", "--stop-after", "3", "train.py")
     assert done.stdout == b"at exit\n"
     import optrace
