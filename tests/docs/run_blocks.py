@@ -13,14 +13,22 @@ import doctest
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.M | re.S)
 SHOWN_ONLY = {"text", "json", "toml", "sql", "csv", "rust", "yaml", "ini", "html", "c", "swift"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+Run = Callable[[str], tuple[int, str]]
+"""Runs a command as bash does; its exit status, and what it printed on stdout and stderr together."""
 
 
-def run_console(block: str, where: str) -> None:
+def run_by_bash(command: str) -> tuple[int, str]:
+    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def run_console(block: str, where: str, run: Run) -> None:
     for entry in re.split(r"^\$ ", block, flags=re.M)[1:]:
         lines = entry.splitlines()
         command, rest = lines[0], lines[1:]
@@ -29,12 +37,12 @@ def run_console(block: str, where: str) -> None:
         wanted_status = 0
         if rest and (match := re.fullmatch(r"\(exit (\d+)\)", rest[-1].strip())):
             wanted_status, rest = int(match[1]), rest[:-1]
-        done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode != wanted_status:
-            raise SystemExit(f"{where}: `{command}` exits {done.returncode}, not {wanted_status}:\n{done.stdout}")
+        status, printed = run(command)
+        if status != wanted_status:
+            raise SystemExit(f"{where}: `{command}` exits {status}, not {wanted_status}:\n{printed}")
         wanted = "\n".join(rest).strip()
-        if wanted and not doctest.OutputChecker().check_output(wanted + "\n", done.stdout.strip() + "\n", FLAGS):
-            raise SystemExit(f"{where}: `{command}` prints\n{done.stdout}\ninstead of\n{wanted}")
+        if wanted and not doctest.OutputChecker().check_output(wanted + "\n", printed.strip() + "\n", FLAGS):
+            raise SystemExit(f"{where}: `{command}` prints\n{printed}\ninstead of\n{wanted}")
 
 
 def run_doctest(block: str, names: dict, where: str) -> None:
@@ -47,7 +55,7 @@ def run_doctest(block: str, names: dict, where: str) -> None:
         raise SystemExit("".join(report))
 
 
-def run_file(path: Path) -> int:
+def run_file(path: Path, run: Run = run_by_bash) -> int:
     text = path.read_text()
     names: dict = {"__name__": "__main__"}
     count = 0
@@ -62,7 +70,7 @@ def run_file(path: Path) -> int:
         elif language == "pycon":
             run_doctest(block, names, where)
         elif language == "console":
-            run_console(block, where)
+            run_console(block, where, run)
         elif language in SHOWN_ONLY:
             continue
         else:
