@@ -7,6 +7,8 @@ program costs.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import runpy
 import shlex
@@ -28,6 +30,7 @@ def start(folder: Path, variables: dict[str, str], words: list[str]) -> None:
         os.close(file)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
+    atexit.register(gc.freeze)  # or the collector looks at all of torch three times before the process may end
     sys.argv = words
     sys.path[0] = str(Path(words[0]).parent)
     runpy.run_path(words[0], run_name="__main__")
