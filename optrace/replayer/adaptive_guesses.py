@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from optrace.reference.families import FAMILIES
-from optrace.replayer.guesses import SIGMAS, Floats, Guess, Series, close, decay_words, rounded, uncertainty
+from optrace.replayer.guesses import SIGMAS, Floats, Guess, Series, close, decay_words, lr_words, rounded, uncertainty
 
 KEEP = 3
 """Candidates of a stage that are looked at whole, after all of them were tried on a part of the record."""
@@ -200,7 +200,7 @@ def _guess(trial: _Trial, series: Sequence[Series]) -> Iterator[Guess]:
     recorded = any((one.lr != 1.0).any() for one in series)
     rate = share if not recorded or not close(share, 1.0) else 1.0
     title = "AdamW" if trial.title == "Adam" and decays and not trial.coupled else trial.title
-    words = f"{title}, {trial.numbers}, lr {float(series[0].lr[0]) * share:g}" + decay_words(decays, kind, len(series))
+    words = f"{title}, {trial.numbers}, {lr_words(series, share)}" + decay_words(decays, kind, len(series))
     yield Guess(
         trial.family,
         words,

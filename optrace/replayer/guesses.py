@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ class Series:
     """eps * scale of each element: the least that can be told apart."""
     options: Mapping[str, Any]
     """What is recorded of the group's options at the first of the steps."""
+    first: int = 1
+    """Number of the first of the steps."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,35 @@ def series_of(cube: Cube, groups: Mapping[int, Mapping[int, Mapping[str, Any]]])
         unit = eps_of(member.dtype) * np.maximum(scale, tiny_of(member.dtype))
         options = [groups.get(int(step), {}).get(member.group, {}) for step in cube.steps]
         lr = np.array([rate_of(of_step) for of_step in options])
-        yield Series(member, cube.values["grad"][:, m, used], before, after - before, lr, unit, options[0])
+        grad = cube.values["grad"][:, m, used]
+        yield Series(member, grad, before, after - before, lr, unit, options[0], int(cube.steps[0]))
 
 
 def rate_of(options: Mapping[str, Any]) -> float:
-    """The recorded learning rate under any of its names; 1 where there is none."""
+    """The recorded learning rate under any of its names, 0 in a warm-up that begins there; 1 where there is none."""
     for name in _LR:
         value = options.get(name)
-        if isinstance(value, int | float) and value > 0:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
             return float(value)
     return 1.0
+
+
+def lr_words(series: Sequence[Series], share: float = 1.0) -> str:
+    """The learning rates in words, `share` times as large as recorded: one number, or how it goes over the steps.
+
+    Where groups differ those of the first one are followed, and of the others the largest are named.
+    """
+    by_group = {one.member.group: one.lr * share for one in series}
+    first, *others = [by_group[group] for group in sorted(by_group)]
+    words = f"lr {first[0]:g}"
+    if (first != first[0]).any():
+        steps = len(first)
+        kinds = len(np.unique(first))
+        top = f"up to {first.max():g}, " if first.max() > max(first[0], first[-1]) else ""
+        often = "another at each step" if kinds == steps else f"{kinds} values"
+        words += f" at step {series[0].first}, {top}{first[-1]:g} at step {series[0].first + steps - 1} ({often})"
+    apart = list(dict.fromkeys(f"{other.max():g}" for other in others if not np.array_equal(other, first)))
+    return words + (f" in group {min(by_group)}, {' and '.join(apart)} at most in others" if apart else "")
 
 
 def uncertainty(design: Floats, position: int) -> float:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from optrace.replayer.guesses import SIGMAS, Guess, Series, close, decay_words, rounded, uncertainty
+from optrace.replayer.guesses import SIGMAS, Guess, Series, close, decay_words, lr_words, rounded, uncertainty
 
 
 def linear_guesses(series: Sequence[Series]) -> Iterator[Guess]:
     """SGD with and without momentum, Nesterov, coupled and decoupled decay: numbers by least squares."""
     recorded = any((one.lr != 1.0).any() for one in series)
-    lr = float(series[0].lr[0])
     for momentum, nesterov, decay in itertools.product((False, True), (False, True), ("none", "coupled", "decoupled")):
         if nesterov and not momentum:
             continue
@@ -27,7 +26,10 @@ def linear_guesses(series: Sequence[Series]) -> Iterator[Guess]:
         share = rounded(float(np.median([fit["share"] for fit in fits if fit])))
         if nesterov:
             share = rounded(share / (1 + mu))
-        first = rounded(float(np.median([_first_share(one) for one in series])) / ((1 + mu) if nesterov else 1))
+        first = float(
+            np.median([_first_share(one, fit, nesterov) for one, fit in zip(series, fits, strict=True) if fit])
+        )
+        first = rounded(first / ((1 + mu) if nesterov else 1))
         decays = {
             one.member.name: rounded(fit["decay"] / (share if share else 1.0))
             for one, fit in zip(series, fits, strict=True)
@@ -50,7 +52,7 @@ def linear_guesses(series: Sequence[Series]) -> Iterator[Guess]:
         if nesterov:
             form += ", Nesterov"
         options["lr"] = rate
-        words = f"SGD{f', momentum {mu:g}' if momentum else ''}{form}, lr {lr * rate if recorded else rate:g}"
+        words = f"SGD{f', momentum {mu:g}' if momentum else ''}{form}, {lr_words(series, rate)}"
         words += decay_words(decays, decay, len(series))
         complexity = momentum + nesterov + bool(decays) + (decay == "decoupled") + len(switches)
         yield Guess("sgd", words, switches, options, decays, complexity)
@@ -59,8 +61,10 @@ def linear_guesses(series: Sequence[Series]) -> Iterator[Guess]:
 def _fit(one: Series, momentum: bool, nesterov: bool, decay: bool, late_decay: bool) -> dict[str, float] | None:
     """Coefficients of update/lr on the last update/lr, gradients and parameters; None where they are not determined."""
     start = 1 if momentum else 0
-    rate = one.lr[:, None]
+    moving = one.lr > 0  # an lr of zero hides what the rule did
+    rate = np.where(moving, one.lr, 1.0)[:, None]
     u, g, p = one.update / rate, one.grad, one.before
+    seen = (moving[start:] & moving[: len(moving) - start])[:, None]
     columns = []
     if momentum:
         columns.append(u[:-1])
@@ -72,7 +76,7 @@ def _fit(one: Series, momentum: bool, nesterov: bool, decay: bool, late_decay: b
         if late_decay or nesterov:
             columns.append(p[:-1])
     weight = (rate / one.unit)[start:]
-    weight = np.where(np.isfinite(weight), weight, 0.0)
+    weight = np.where(np.isfinite(weight) & seen, weight, 0.0)
     design = np.stack([(column * weight).ravel() for column in columns], axis=1)
     target = (u[start:] * weight).ravel()
     if not np.isfinite(design).all() or not np.isfinite(target).all() or len(target) < len(columns):
@@ -92,10 +96,17 @@ def _fit(one: Series, momentum: bool, nesterov: bool, decay: bool, late_decay: b
     return found
 
 
-def _first_share(one: Series) -> float:
-    """-update/(lr*grad) at the first step, over its elements."""
+def _first_share(one: Series, fit: Mapping[str, float], nesterov: bool) -> float:
+    """-update/(lr*grad) at the first step, over its elements; where its lr is zero, what step 2 has of its gradient."""
     g = one.grad[0]
-    weight = g**2
-    if not weight.sum():
+    weight = float((g**2).sum())
+    if not weight:
         return 0.0
-    return float(-(one.update[0] / one.lr[0] * g).sum() / weight.sum())
+    if one.lr[0]:
+        return float(-(one.update[0] / one.lr[0] * g).sum() / weight)
+    if nesterov or len(one.lr) < 2 or not one.lr[1] or not fit["mu"]:
+        return float("nan")
+    drag = fit["decay"] / fit["share"] if fit["share"] else 0.0
+    then, now = (one.grad[i] + drag * one.before[i] for i in (0, 1))
+    kept = -one.update[1] / one.lr[1] - fit["share"] * now
+    return float((kept * then).sum() / (fit["mu"] * (then**2).sum()))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optrace.reference.rule import RULES
-from optrace.replayer.guesses import Guess, Series, decay_words
+from optrace.replayer.guesses import Guess, Series, decay_words, lr_words
 
 _DECOUPLED = ("adamw", "lion")
 """Rules whose weight decay never goes through the gradient."""
@@ -24,7 +24,7 @@ def rule_guesses(class_name: str, series: Sequence[Series]) -> Iterator[Guess]:
         decoupled = options.get("decoupled_weight_decay") or rule.name in _DECOUPLED
         numbers = {name: options[name] for name in rule.defaults if name not in _SAID_APART}
         words = "".join(map(_words, numbers, numbers.values()))
-        words = f"{title}{words}, lr {series[0].lr[0]:g}"
+        words = f"{title}{words}, {lr_words(series)}"
         words += decay_words(decays, "decoupled" if decoupled else "coupled", len(series))
         yield Guess(rule.name, words, None, _flat({**numbers, "lr": options.get("lr")}), decays, 2)
 

@@ -12,17 +12,20 @@ from optrace.replayer.identify import identify
 torch.set_num_threads(1)
 
 
-def train(path, make, steps=30):
+def train(path, make, steps=30, schedule=None):
     torch.manual_seed(5)
     net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
     x, y = torch.randn(32, 4), torch.randn(32, 3)
     optimizer = make(net)
+    scheduler = schedule(optimizer) if schedule is not None else None
     with optrace.record(path, quiet=True):
         for step in range(steps):
             optimizer.zero_grad()
             batch = slice(4 * (step % 8), 4 * (step % 8) + 4)
             (net(x[batch]) - y[batch]).square().mean().backward()
             optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
 
 
 def decayed(net, **options):
@@ -79,6 +82,69 @@ class Averaging:
 )
 def test_the_rule_and_its_numbers_are_found(tmp_path, make, words):
     train(tmp_path / "run", make)
+    found = identify(tmp_path / "run")
+    assert found.rule is not None, str(found)
+    assert found.words == words
+
+
+class AveragingByGroups(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1, "momentum": 0.9})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("buffer", torch.zeros_like(p))
+                buffer.mul_(0.9).add_(p.grad, alpha=1 - 0.9)
+                p -= group["lr"] * buffer
+
+
+def warm_up(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda e: min(e / 5, 1.0))
+
+
+def falling(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+def layers(net):
+    return [{"params": net[0].parameters()}, {"params": net[2].parameters(), "lr": 0.02}]
+
+
+@pytest.mark.parametrize(
+    ("make", "schedule", "words"),
+    [
+        (
+            lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
+            warm_up,
+            "SGD, momentum 0.9, lr 0 at step 1, 0.1 at step 12 (6 values)",
+        ),
+        (
+            lambda net: torch.optim.AdamW(net.parameters(), lr=0.1),
+            warm_up,
+            "AdamW, betas 0.9 0.999, eps 1e-08, lr 0 at step 1, 0.1 at step 12 (6 values), decoupled weight decay 0.01",
+        ),
+        (
+            lambda net: torch.optim.NAdam(net.parameters(), lr=1.0),
+            falling,
+            "NAdam, betas 0.9 0.999, eps 1e-08, momentum_decay 0.004, lr 1 at step 1, 0.000488281 at step 12"
+            " (another at each step)",
+        ),
+        (
+            lambda net: AveragingByGroups(net.parameters()),
+            warm_up,
+            "SGD, momentum 0.9 averaged from zero, lr 0 at step 1, 0.1 at step 12 (6 values)",
+        ),
+        (
+            lambda net: torch.optim.SGD(layers(net), lr=0.1),
+            None,
+            "SGD, lr 0.1 in group 0, 0.02 at most in others",
+        ),
+    ],
+)
+def test_a_schedule_is_told_from_its_first_to_its_last_lr(tmp_path, make, schedule, words):
+    train(tmp_path / "run", make, 12, schedule)
     found = identify(tmp_path / "run")
     assert found.rule is not None, str(found)
     assert found.words == words
