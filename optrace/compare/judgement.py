@@ -127,6 +127,8 @@ class Judgement:
         computed = np.array([name == "update" or name.startswith("state.") for name in grid.names], bool)
         for s in np.unique(self.s[fails]):
             rows = np.flatnonzero(fails & (self.s == s))
+            self._grant_counted(int(s), rows)
+            rows = rows[self._fails()[rows]]
             amplified_ones = computed[self.q[rows]] & (self.inputs[rows] > 0)
             jumping = self.found.is_update[rows] & (self.evidence[rows] != evidence.STATISTICS)
             if not (np.isfinite(self.inputs[rows]) & (amplified_ones | jumping)).all():
@@ -135,6 +137,22 @@ class Judgement:
             self._grant_jumps(int(s), rows[jumping & self._fails()[rows]])
             if (self._fails() & (self.s == s)).any():
                 return
+
+    def _grant_counted(self, s: int, rows: Ints) -> None:
+        """Grant updates and averages what counting in float32 explains."""
+        counts, names = self.walk.counts, self.grid.names
+        own = [row for row in rows.tolist() if counts.concerns(int(self.c[row]), names[int(self.q[row])])]
+        own = [row for row in own if np.isfinite(self.inputs[row])]
+        if not own:
+            return
+        places = [(int(self.c[row]), names[int(self.q[row])]) for row in own]
+        extras = counts.explained(
+            int(self.grid.steps[s]), places, self.found.rms[own], [row in self.whole for row in own]
+        )
+        for row, extra in zip(own, extras.tolist(), strict=True):
+            if self.net[row] <= self.granted[row] + extra * self.widened[row]:
+                counts.n_granted += 1
+                self._grant(row, self.granted[row] + extra * self.widened[row])
 
     def _grant_amplified(self, s: int, rows: Ints) -> None:
         """Grant updates and state from unequal inputs what these explain."""

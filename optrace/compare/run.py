@@ -372,6 +372,8 @@ def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str
             f"{count_words(walk.n_amplified, 'row')} {'differs' if walk.n_amplified == 1 else 'differ'} by more than"
             " rounding, and by no more than what the rule makes of inputs that differ by rounding"
         )
+    if not decides:
+        notes.extend(walk.counts.notes())
     if walk.n_jumps and not decides:
         notes.append(
             f"{count_words(walk.n_jumps, 'update')} {'goes' if walk.n_jumps == 1 else 'go'} the other way in some"

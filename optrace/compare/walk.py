@@ -10,6 +10,7 @@ import numpy as np
 from optrace.compare import cancelled, evidence, reductions
 from optrace.compare.bodies import Kept
 from optrace.compare.columns import KEYS, Ints, Numbering, Side
+from optrace.compare.counts import Counts
 from optrace.compare.grid import LastRows, lay_out
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.judgement import Asked, Judgement
@@ -63,6 +64,8 @@ class Walk:
         the best and at the worst of them, and which that is (parameter, step)."""
         self.n_amplified = 0
         """Rows that the rule made of inputs which differ by much of their own size."""
+        self.counts = Counts(sides, numbering)
+        """Updates of optimizers of which one counts in float32."""
         self.n_jumps = 0
         """Updates that go another way because the argument of a sign is zero but for rounding."""
         self.drifted = False

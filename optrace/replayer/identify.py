@@ -19,6 +19,7 @@ from optrace.replayer.guesses import Guess, Series, rate_of, series_of
 from optrace.replayer.linear_guesses import linear_guesses
 from optrace.replayer.options import options_by_step
 from optrace.replayer.rule_guesses import rule_guesses
+from optrace.replayer.single import entry_of, explains
 from optrace.trace.reader import Trace, open_trace
 
 STEPS = 64
@@ -46,6 +47,8 @@ class Identity:
     """The worst number's distance from the rule, in eps."""
     params: int
     steps: int
+    note: str = ""
+    """What else may explain the residual."""
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """In IPython as `print` shows it."""
@@ -55,7 +58,9 @@ class Identity:
         who = f"{self.run}@{self.optimizer} ({self.optimizer_class})"
         if self.rule is not None:
             return f"{who}: {self.words}; residual {self.residual_eps:.3g} eps over {self.steps} steps"
-        return f"{who}: none of ours; the closest is {self.words}, off by {self.residual_eps:.3g} eps"
+        return f"{who}: none of ours; the closest is {self.words}, off by {self.residual_eps:.3g} eps" + (
+            f" ({self.note})" if self.note else ""
+        )
 
 
 def identify(run: str | os.PathLike[str] | Trace, *, optimizer: int = 0) -> Identity:
@@ -121,6 +126,7 @@ def identify(run: str | os.PathLike[str] | Trace, *, optimizer: int = 0) -> Iden
         worst,
         len(members),
         len(cube.steps),
+        explains(entry_of(trace, optimizer), worst) if worst > FITS else "",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from optrace.replayer.cubes import Cube, cubes, members_of
 from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, arithmetic_dtype, residuals, spot
 from optrace.replayer.options import options_by_step
 from optrace.replayer.report import Look, Miss, ReplayReport
+from optrace.replayer.single import entry_of, explains
 from optrace.trace.reader import Trace, open_trace
 
 STEP_EPS = 4.0
@@ -187,6 +189,9 @@ class _Gatherer:
                 else "state"
             )
             notes.append(f"the rule's {kept} is not in the record; it was computed from the first step on")
+        why = explains(entry_of(trace, optimizer), self.worst) if self.first is not None and not looks else ""
+        if why:
+            notes.append(f"{why}: --eps {_rounded_up(self.worst):g} would have passed")
         if not self.judged:
             notes.append(
                 "no step has samples of param and grad; record with --values sample (the default) or more, and with"
@@ -210,6 +215,12 @@ class _Gatherer:
             self.whole,
             tuple(notes),
         )
+
+
+def _rounded_up(number: float) -> float:
+    """The number with two digits, rounded up."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return float(f"{math.ceil(number / unit) * unit:.2g}")
 
 
 def _looks_like(
