@@ -11,9 +11,15 @@ import numpy as np
 from optrace.compare.missing import MISSING
 
 if TYPE_CHECKING:
-    from optrace.compare.report import DiffReport, Divergence
+    from optrace.compare.report import Difference, DiffReport, Divergence
 
 Lines = list[tuple[str, str]]
+_COMPUTING = re.compile(
+    r"(torch|pytorch|nvidia|triton|cuda|cupy|mkl|intel|onednn|openblas|numpy$|scipy$|jax|flax|optax|mlx|tensorflow|keras"
+    r"|accelerate|deepspeed|lightning|transformers|diffusers|peft|trl|timm|flash|xformers|apex|bitsandbytes|liger|unsloth"
+    r"|megatron|transformer-engine|fairscale|colossalai|ray$|horovod|fla$|mamba|causal-conv1d|.*optimizer|.*optim$|.*opt$|.*-pytorch$)"
+)
+"""Packages that may change a training's numbers by being there: they patch, choose kernels or compute."""
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -127,10 +133,7 @@ def _lines(report: DiffReport) -> Lines:
         lines.append(("same", ", ".join(report.matched)))
     lines += _listed("resume", list(report.resume))
     lines += _listed("notes", list(report.notes))
-    if report.provenance:
-        lines += _listed("differs", [_difference(d.key, d.a, d.b) for d in report.provenance[:8]])
-        if len(report.provenance) > 8:
-            lines.append(("", f"{len(report.provenance) - 8} more, see --details"))
+    lines += _listed("differs", list(_provenance(report)))
     if report.next:
         lines.append(("next", report.next))
     return lines
@@ -151,6 +154,28 @@ def _causes(report: DiffReport) -> Iterator[tuple[str, str]]:
 
 def _listed(label: str, texts: list[str]) -> Lines:
     return [(label if number == 0 else "", text) for number, text in enumerate(texts)]
+
+
+def _provenance(report: DiffReport) -> Iterator[str]:
+    """What differs in how the sides came to be; packages that one of them merely imported stand together, last."""
+    beside = [d for d in report.provenance if _merely_imported(d)]
+    telling = [d for d in report.provenance if not _merely_imported(d)]
+    for d in telling[:8]:
+        yield _difference(d.key, d.a, d.b)
+    if len(telling) > 8:
+        yield f"{len(telling) - 8} more, see --details"
+    for name, own in ((report.a, [d for d in beside if d.b is None]), (report.b, [d for d in beside if d.a is None])):
+        packages = [d.key.partition(".")[2] for d in own]
+        if packages:
+            more = f" and {len(packages) - 5} more" if len(packages) > 5 else ""
+            yield f"imported by {name} alone: {', '.join(packages[:5])}{more}"
+
+
+def _merely_imported(difference: Difference) -> bool:
+    """Whether a package is imported on one side only and none of those that compute parts of a training."""
+    kind, _, name = difference.key.partition(".")
+    here = difference.a is None or difference.b is None
+    return kind == "distributions" and here and not _COMPUTING.match(name.lower().replace("_", "-"))
 
 
 def _difference(key: str, a: Any, b: Any) -> str:
