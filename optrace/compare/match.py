@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from optrace.compare.names import Renaming, match_names, suggest_rule
+from optrace.compare.prefixes import match_by_ends
 from optrace.compare.source import Source, param_rows
 from optrace.compare.words import count_words
 from optrace.errors import CompareError
@@ -55,6 +56,12 @@ class Matching:
     only_in_b: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def elsewhere(self) -> list[str]:
+        """A's names of parameters that B has too, in an optimizer that is not the counterpart."""
+        there = set(self.only_in_b)
+        return [word[6:] for word in self.only_in_a if word.startswith("param ") and word in there]
+
     def groups(self, pair: int) -> list[tuple[int, int]]:
         """A's and B's groups that share a parameter, in order."""
         return sorted({(cell.group_a, cell.group_b) for cell in self.cells if cell.pair == pair})
@@ -69,15 +76,17 @@ def match_sources(a: Source, b: Source, renaming: Renaming) -> Matching:
     held_a, held_b = _held(rows_a), _held(rows_b)
     all_a, all_b = _names(rows_a), _names(rows_b)
     of_b = match_names(all_a, all_b, renaming)
-    notes: list[str] = []
-    pairs = _pair_optimizers(held_a, held_b, of_b, _classes(a), _classes(b), notes)
+    by_ends = match_by_ends(held_a, held_b, of_b)
+    notes: list[str] = list(by_ends.notes)
+    pairs = _pair_optimizers(held_a, held_b, of_b, by_ends.partner, _classes(a), _classes(b), notes)
     if not pairs:
-        raise CompareError(_nothing_common(a, b, all_a, all_b))
+        raise CompareError(_nothing_common(a, b, all_a, all_b, by_ends.doubts))
     cells = []
     for number, pair in enumerate(pairs):
         there = held_b[pair.b]
+        names = by_ends.names.get(pair.a, of_b)
         for name, row in held_a[pair.a].items():
-            other = there.get(of_b.get(name, ""))
+            other = there.get(names.get(name, ""))
             if other is not None:
                 cells.append(_cell(number, row, other))
     done_a, done_b = {(pairs[c.pair].a, c.param_a) for c in cells}, {(pairs[c.pair].b, c.param_b) for c in cells}
@@ -128,6 +137,7 @@ def _pair_optimizers(
     held_a: Mapping[int, Mapping[str, Any]],
     held_b: Mapping[int, Mapping[str, Any]],
     of_b: Mapping[str, str],
+    known: Mapping[int, int],
     classes_a: Mapping[int, str],
     classes_b: Mapping[int, str],
     notes: list[str],
@@ -137,16 +147,19 @@ def _pair_optimizers(
         for name in params:
             holders.setdefault(name, []).append(index)
     shared: Counter[tuple[int, int]] = Counter()
+    in_shape: Counter[tuple[int, int]] = Counter()
     for i, params in held_a.items():
-        for name in params:
-            for j in holders.get(of_b.get(name, ""), ()):
+        for name, row in params.items():
+            other = of_b.get(name, "")
+            for j in holders.get(other, ()):
                 shared[i, j] += 1
+                in_shape[i, j] += _shape(row.get("shape")) == _shape(held_b[j][other].get("shape"))
 
-    def merit(choice: tuple[int, int]) -> tuple[int, bool]:
-        return -shared[choice], classes_a.get(choice[0]) != classes_b.get(choice[1])
+    def merit(choice: tuple[int, int]) -> tuple[int, int, bool]:
+        return -shared[choice], -in_shape[choice], classes_a.get(choice[0]) != classes_b.get(choice[1])
 
-    taken_a: dict[int, int] = {}
-    taken_b: set[int] = set()
+    taken_a: dict[int, int] = dict(known)
+    taken_b: set[int] = set(known.values())
     tied = set()
     choices = sorted(shared, key=lambda choice: (*merit(choice), *choice))
     for i, j in choices:
@@ -236,10 +249,16 @@ def _moved(cells: Sequence[Cell]) -> list[str]:
     return notes
 
 
-def _nothing_common(a: Source, b: Source, names_a: Sequence[str], names_b: Sequence[str]) -> str:
+def _nothing_common(a: Source, b: Source, names_a: Sequence[str], names_b: Sequence[str], doubts: Sequence[str]) -> str:
     def some(names: Sequence[str]) -> str:
         return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "no parameter"
 
+    if doubts:
+        several = ", ".join(doubts[:4]).replace("{A}", a.spec).replace("{B}", b.spec)
+        return (
+            f"{a.name} and {b.name} have no parameter in common by name, and by how names end several optimizers may be"
+            f" the same; compare one by one, and with --map '^PREFIX='; of these pairs: {several}"
+        )
     rule = suggest_rule(names_a, names_b)
     advice = f"; try {rule}" if rule else "; name their counterparts with --map OLD=NEW" if names_a and names_b else ""
     return f"{a.name} and {b.name} have no parameter in common: {some(names_a)} against {some(names_b)}{advice}"

@@ -93,6 +93,8 @@ def _what(report: DiffReport) -> str:
     claimed = report.causes[0] if report.causes and report.causes[0].claimed else None
     if first.kind == "missing" and (claimed is None or not first.quantity.startswith("state.")):
         where = report.a if first.b is None else report.b
+        if first.quantity == "param" and {f"param {first.param}"} <= set(report.only_in_a) & set(report.only_in_b):
+            return f"the groups: {first.param} is in another optimizer"
         return f"what was recorded: {_missing(first)} is only in {where}"
     if claimed is not None:
         return claimed.cls
@@ -121,12 +123,7 @@ def _lines(report: DiffReport) -> Lines:
     lines: Lines = list(_causes(report))
     if report.first is not None:
         lines.append(("first", _first(report, report.first)))
-    lines += _listed("only", [f"in {report.a}: {what}" for what in report.only_in_a[:5]])
-    if len(report.only_in_a) > 5:
-        lines.append(("", f"in {report.a}: {len(report.only_in_a) - 5:,} more"))
-    lines += _listed("" if report.only_in_a else "only", [f"in {report.b}: {what}" for what in report.only_in_b[:5]])
-    if len(report.only_in_b) > 5:
-        lines.append(("", f"in {report.b}: {len(report.only_in_b) - 5:,} more"))
+    lines += _listed("only", list(_only(report)))
     if report.same and not report.exact.same:
         lines.append(("noise", _noise(report)))
     if report.matched:
@@ -154,6 +151,16 @@ def _causes(report: DiffReport) -> Iterator[tuple[str, str]]:
 
 def _listed(label: str, texts: list[str]) -> Lines:
     return [(label if number == 0 else "", text) for number, text in enumerate(texts)]
+
+
+def _only(report: DiffReport) -> Iterator[str]:
+    """What one side alone has; not what the other has in another optimizer."""
+    both = set(report.only_in_a) & set(report.only_in_b)
+    for name, words in ((report.a, report.only_in_a), (report.b, report.only_in_b)):
+        alone = [what for what in words if what not in both]
+        yield from (f"in {name}: {what}" for what in alone[:5])
+        if len(alone) > 5:
+            yield f"in {name}: {len(alone) - 5:,} more"
 
 
 def _provenance(report: DiffReport) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from optrace.compare.arrow import integers
 from optrace.compare.causes.case import Case, few
 from optrace.compare.causes.cause import Cause
 from optrace.compare.hyper import MISSING, HyperDifference
+from optrace.compare.source import param_rows
 from optrace.compare.words import count_words, value_words
 
 Link = tuple[int, int]
@@ -100,9 +101,11 @@ def _arrives(case: Case, side: int, param: str) -> int | None:
 
 
 def missing_params(case: Case) -> Iterator[Cause]:
-    """Parameters that one side's optimizer does not hold."""
+    """Parameters that one side's optimizer does not hold, or that another one does."""
+    elsewhere = case.matching.elsewhere
+    yield from _in_another_optimizer(case, elsewhere)
     for side, words in enumerate((case.matching.only_in_a, case.matching.only_in_b)):
-        params = [word.partition(" ")[2] for word in words if word.startswith("param ")]
+        params = [name for word in words if word.startswith("param ") and (name := word[6:]) not in elsewhere]
         if not params:
             continue
         has, lacks = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
@@ -121,6 +124,26 @@ def missing_params(case: Case) -> Iterator[Cause]:
             (f"{has} holds {count_words(len(params), 'parameter')} more",),
             params=tuple(params),
         )
+
+
+def _in_another_optimizer(case: Case, names: Sequence[str]) -> Iterator[Cause]:
+    """Parameters that both sides train, with optimizers that were not compared with each other."""
+    if not names:
+        return
+    holders = []
+    for source in case.sources:
+        rows = [row for row in param_rows(source) if row["param"] in names]
+        holders.append(dict.fromkeys((row["optimizer"], row.get("optimizer_class")) for row in rows))
+    of_a, of_b = (", ".join(f"{index} ({kind})" for index, kind in held) for held in holders)
+    first_a, first_b = (next(iter(held))[0] for held in holders)
+    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    yield Cause(
+        "group-membership",
+        f"{few(names)} {are} in optimizer {of_a} of {{A}}, and in optimizer {of_b} of {{B}}",
+        f"in {{B}} give {them} to the same optimizer as in {{A}}, or compare {{A}}@{first_a} with {{B}}@{first_b}",
+        ("optimizers are matched one to one, by the parameters that they share",),
+        params=tuple(names),
+    )
 
 
 def options(case: Case) -> Iterator[Cause]:

@@ -1,0 +1,85 @@
+"""Programs of several optimizers: which is which where names differ, and parameters that change their optimizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import optrace
+from optrace.errors import CompareError
+
+torch.set_num_threads(1)
+SGD = torch.optim.SGD
+
+
+class Both(torch.nn.Module):
+    def __init__(self, generator, discriminator):
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+
+
+def nets(alike=False):
+    torch.manual_seed(0)
+    sizes = (2, 3) if alike else (3, 1)
+    return [torch.nn.Sequential(torch.nn.Linear(*size), torch.nn.Tanh()) for size in ((2, 3), sizes)]
+
+
+def train(path, together=False, alike=False, joint=False, discriminator_first=False, lr=0.1):
+    generator, discriminator = nets(alike)
+    keeps = Both(generator, discriminator) if together else None
+    if joint:
+        optimizers = [SGD([*generator.parameters(), *discriminator.parameters()], lr=lr)]
+    else:
+        optimizers = [SGD(net.parameters(), lr=lr) for net in (generator, discriminator)]
+    if discriminator_first:
+        optimizers.reverse()
+    params = [*generator.parameters(), *discriminator.parameters()]
+    with optrace.record(path, quiet=True):
+        for step in range(1, 4):
+            for p in params:
+                p.grad = torch.full_like(p, 0.5 * step)
+            for optimizer in optimizers:
+                optimizer.step()
+    del keeps
+    return path
+
+
+def test_optimizers_are_matched_where_one_side_has_longer_names(tmp_path):
+    a, b = train(tmp_path / "a", together=True), train(tmp_path / "b")
+    assert set(optrace.open(a).params["param"]) == {
+        f"{net}.0.{kind}" for net in ("generator", "discriminator") for kind in ("weight", "bias")
+    }
+    assert set(optrace.open(b).params["param"]) == {"0.weight", "0.bias"}
+    for one, other in ((a, b), (b, a)):
+        report = optrace.diff(one, other)
+        assert report.same, str(report)
+        assert report.extent.params == 4
+        assert sum("names end alike, shapes are equal" in note for note in report.notes) == 2
+    report = optrace.diff(a, train(tmp_path / "c", lr=0.2))
+    assert {cause.code for cause in report.causes} == {"lr-value"}
+
+
+def test_nothing_is_guessed_where_several_would_fit(tmp_path):
+    a, b = train(tmp_path / "a", together=True, alike=True), train(tmp_path / "b", alike=True)
+    with pytest.raises(
+        CompareError, match=r"compare one by one, and with --map '\^PREFIX='; of these pairs: .*a@0 with"
+    ):
+        optrace.diff(a, b)
+    assert optrace.diff(f"{a}@1", f"{b}@1", map=[r"^discriminator\.="]).same
+
+
+def test_equal_names_are_told_apart_by_shapes(tmp_path):
+    a, b = train(tmp_path / "a"), train(tmp_path / "b", discriminator_first=True)
+    report = optrace.diff(a, b)
+    assert report.same, str(report)
+
+
+def test_parameters_that_are_in_another_optimizer_are_not_missing(tmp_path):
+    a, b = train(tmp_path / "a", together=True), train(tmp_path / "b", together=True, joint=True)
+    report = optrace.diff(a, b)
+    text = str(report)
+    assert "since step 0, in the groups: discriminator.0.weight is in another optimizer" in text
+    assert "only in" not in text and "  only " not in text
+    assert [cause.code for cause in report.causes] == ["group-membership"]
+    assert "in optimizer 1 (SGD) of a, and in optimizer 0 (SGD) of b" in report.causes[0].summary
+    assert optrace.diff(f"{a}@1", f"{b}@0").only_in_a == ()
