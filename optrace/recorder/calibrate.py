@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from optrace.recorder.patching import Observers
+from optrace.recorder.patching import Calls, Observers
+from optrace.recorder.plain_calls import noted
 from optrace.recorder.price import ObservedCall
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class _Scratch:
     def zero_grad(self) -> None:
         """Do nothing."""
 
-    def backward(self, tensors: Any) -> None:
+    def backward(tensors: Any) -> None:
         """Do nothing."""
 
 
@@ -50,14 +51,21 @@ class Calibration:
         self._context = self._told.context
         self._context.after_backward = None
         kind = type("_Observed", (_Scratch,), {name: vars(_Scratch)[name] for name in ("zero_grad", "backward")})
-        observers = Observers(session.fail, torch.compiler.is_compiling)
-        observers.put(kind, "zero_grad", "zero_grad", self._begin, self._end_zero_grad)
-        observers.put(kind, "backward", "backward", self._begin_backward, self._end_backward, None, True)
+        observers = Observers(session.fail, torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling)
+        self._calls, told = Calls(), [self._told]
+        for name, begin, end in (
+            ("zero_grad", self._begin, self._end_zero_grad),
+            ("backward", self._begin_backward, self._end_backward),
+        ):
+            quick = noted(name, told, self._calls, begin, end)
+            observers.put(kind, name, name, begin, end, None, name == "backward", quick)
         observers.active = True
         self._elsewhere = np.zeros(CACHE // 8)
+        self._kind: Any = kind
         self._thing: Any = kind()
         self._root = _ROOT
         self._context.know(self._thing)
+        self._told.expect_plain_calls(self._thing)
 
     def take(self) -> tuple[ObservedCall, ObservedCall]:
         """Seconds of an observed call: when something else has used the caches, and right after that again."""
@@ -68,23 +76,26 @@ class Calibration:
         start = perf_counter()
         self._thing.zero_grad()
         middle = perf_counter()
-        self._thing.backward(self._root)
+        self._kind.backward(self._root)
         end = perf_counter()
         self._context.take(self._thing)
         return ObservedCall(middle - start, end - middle)
 
-    @staticmethod
-    def _begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, kwargs, args
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._calls.open.append("zero_grad")
+        return args, kwargs, (args, kwargs, self._calls.told)
 
     def _end_zero_grad(self, note: Any, _: Any) -> None:
-        self._context.zeroed(note[0])
-        self._told.emit("zero_grad", None, {"set_to_none": True})
+        self._calls.open.pop()
+        self._context.zeroed(note[0][0])
+        self._told.emit("zero_grad", self._thing, {"set_to_none": True})
 
     def _begin_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._calls.open.append("backward")
+        self._told.emit("backward", None, {})
         with _quiet():
-            self._told.emit("zero_grad", None, {})
-            return args, kwargs, self._context.begin_backward(args[1:])
+            return args, kwargs, [(self._context, self._context.begin_backward(args))]
 
     def _end_backward(self, note: Any, _: Any) -> None:
-        self._context.end_backward(note)
+        self._calls.open.pop()
+        self._context.end_backward(note[0][1])

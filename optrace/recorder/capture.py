@@ -225,7 +225,7 @@ class Capture:
         held = 0
         if steady is not None:
             held = steady.steps
-            words, split = np.frombuffer(steady.words, np.int64), len(self._last_params.fingerprints)
+            words, split = np.frombuffer(steady.words(), np.int64), len(self._last_params.fingerprints)
             self._last_params.fingerprints, self._last_state.fingerprints = words[:split], words[split:]
         self._wait = self._patience = min(2 * self._patience, _PATIENCE) if held < self._patience else 1
 

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch.optim import optimizer as _torchs
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from optrace.recorder.uncompiled import leave_uncompiled
@@ -52,13 +53,15 @@ def _invisible(hook: F) -> F:
 class _Open:
     """A step that has begun: how deep its calls of `step()` are nested, and where they run."""
 
-    __slots__ = ("depth", "measured", "optimizer", "thread")
+    __slots__ = ("alone", "depth", "measured", "optimizer", "thread")
 
     def __init__(self, optimizer: Any, thread: int) -> None:
         self.optimizer = weakref.ref(optimizer)  # weak: a step that raised is only noticed later
         self.thread = thread
         self.depth = 1
         self.measured = False
+        self.alone = False
+        """Whether the global hooks measure, since there are no others."""
 
 
 class StepHooks:
@@ -67,6 +70,8 @@ class StepHooks:
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._open: dict[int, _Open] = {}
+        self._over: dict[int, _Open] = {}
+        """The last step of each optimizer: as long as it lives, its next one is told by the same object."""
         self._handles: list[Any] = []
 
     def install(self) -> None:
@@ -87,6 +92,7 @@ class StepHooks:
             if optimizer is not None:
                 self._clean(optimizer)
         self._open.clear()
+        self._over.clear()
 
     def settle(self) -> None:
         """Tell of every begun step that cannot be running any more: an exception ended it."""
@@ -102,21 +108,29 @@ class StepHooks:
             self._watcher.step_raised(optimizer)
 
     @_invisible
-    def _enter(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """First of the pre-hooks: puts ours behind the optimizer's own."""
+    def _enter(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
+        """First of the pre-hooks: puts ours behind the optimizer's own, where it has any."""
         step = self._open.get(id(optimizer))
         if step is not None:
             if step.optimizer() is optimizer and step.thread != _thread():
-                return
+                return None
             if step.optimizer() is optimizer and _calls(optimizer) > 1:  # a subclass called super().step()
                 step.depth += 1
-                return
+                return None
             self._drop(id(optimizer), step)
-        self._open[id(optimizer)] = _Open(optimizer, _thread())
+        key, step = id(optimizer), self._over.get(id(optimizer))
+        if step is None or step.optimizer() is not optimizer or step.thread != _thread():
+            step = self._over[key] = _Open(optimizer, _thread())
+        self._open[key] = step
+        step.depth = 1
         before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+        step.alone = step.measured = not before and not after and len(_BEFORE) == len(_AFTER) == 1
+        if step.alone:
+            return self._watcher.before_step(optimizer, args, kwargs)
         before[KEY] = self._begin
         after[KEY] = self._end
         after.move_to_end(KEY, last=False)
+        return None
 
     @_invisible
     def _begin(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
@@ -131,6 +145,9 @@ class StepHooks:
         step = self._open.get(id(optimizer))
         if step is None or step.depth > 1 or not step.measured or step.thread != _thread():
             return
+        self._measure_after(optimizer, step)
+
+    def _measure_after(self, optimizer: Any, step: _Open) -> None:
         step.measured = False
         try:
             self._watcher.after_step(optimizer)
@@ -145,7 +162,12 @@ class StepHooks:
         if step is None or step.thread != _thread():
             return
         step.depth -= 1
-        if step.depth == 0:
+        if step.depth:
+            return
+        if step.alone:
+            self._measure_after(optimizer, step)
+            self._open.pop(id(optimizer), None)
+        else:
             del self._open[id(optimizer)]
             optimizer._optimizer_step_pre_hooks.pop(KEY, None)
             optimizer._optimizer_step_post_hooks.pop(KEY, None)
@@ -178,4 +200,6 @@ def _is_first_argument(optimizer: Any, frame: FrameType) -> bool:
     return variables.get("self") is optimizer or (isinstance(args, tuple) and len(args) > 0 and args[0] is optimizer)
 
 
+_BEFORE: dict[int, Any] = _torchs._global_optimizer_pre_hooks
+_AFTER: dict[int, Any] = _torchs._global_optimizer_post_hooks
 _OPTIMIZER_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename

@@ -28,30 +28,42 @@ class Observers:
     """The observed functions of one library; inactive ones pass calls straight on.
 
     `failed` is called with an exception of an observer: it never reaches the program (unless `failed` raises it).
-    `compiling` tells whether a compiler traces the call; observers keep out of compiled code.
+    `compiling` tells whether a compiler traces the call; observers keep out of compiled code. `tracing` tells the same
+    of TorchDynamo alone, at less cost.
     """
 
-    def __init__(self, failed: Callable[[Exception], None], compiling: Callable[[], bool]) -> None:
+    def __init__(
+        self, failed: Callable[[Exception], None], compiling: Callable[[], bool], tracing: Callable[[], bool]
+    ) -> None:
         self.active = False
         self._failed = failed
         self._compiling = compiling
+        self._tracing = tracing
         self._made: dict[tuple[int, str], tuple[Any, Any]] = {}
         self._ours: set[int] = set()
         self._put: list[tuple[Any, str, Any, Any]] = []
 
     def put(
-        self, owner: Any, name: str, kind: str, begin: Begin, end: End, fail: Fail | None = None, traced: bool = False
+        self,
+        owner: Any,
+        name: str,
+        kind: str,
+        begin: Begin,
+        end: End,
+        fail: Fail | None = None,
+        traced: bool = False,
+        quick: tuple[Begin, End] | None = None,
     ) -> bool:
         """Observe the function `name` of a class or module, if it has one of its own that is not observed yet.
 
         begin(args, kwargs) -> (args, kwargs, note), before the call; end(note, result) after it; fail(note) instead of
         end where the call raised. `kind` tells apart observers of one function; `traced`: it may be called in compiled
-        code. Returns whether it was put on.
+        code. `quick` do the same as begin and end, but may not be traced. Returns whether it was put on.
         """
         raw = vars(owner).get(name)
         if raw is None or id(raw) in self._ours or not callable(raw) or isinstance(raw, staticmethod | classmethod):
             return False
-        observed = self._observed(raw, kind, begin, end, fail, traced)
+        observed = self._observed(raw, kind, begin, end, fail, traced, quick)
         _set(owner, name, observed)
         self._put.append((owner, name, raw, observed))
         return True
@@ -75,18 +87,37 @@ class Observers:
             if vars(owner).get(name) is observed:
                 _set(owner, name, raw)
 
-    def _observed(self, raw: Any, kind: str, begin: Begin, end: End, fail: Fail | None, traced: bool) -> Any:
+    def _observed(
+        self,
+        raw: Any,
+        kind: str,
+        begin: Begin,
+        end: End,
+        fail: Fail | None,
+        traced: bool,
+        quick: tuple[Begin, End] | None,
+    ) -> Any:
         """The observing function of `raw`: the same one each time, so that a name kept from an earlier time works."""
         made = self._made.get((id(raw), kind))
         if made is not None and made[0] is raw:
             return made[1]
-        observed = self._make(raw, begin, end, fail, traced)
+        observed = self._make(raw, begin, end, fail, traced, quick)
         self._made[id(raw), kind] = (raw, observed)
         self._ours.add(id(observed))
         return observed
 
-    def _make(self, raw: Any, begin: Begin, end: End, fail: Fail | None, traced: bool) -> Any:
+    def _make(
+        self,
+        raw: Any,
+        begin: Begin,
+        end: End,
+        fail: Fail | None,
+        traced: bool,
+        quick: tuple[Begin, End] | None,
+    ) -> Any:
         observers, compiling, failed = self, self._compiling if traced else None, self._failed
+        tracing = self._tracing
+        quick_begin, quick_end = quick if quick is not None else (begin, end)
 
         @functools.wraps(raw)
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -94,9 +125,10 @@ class Observers:
                 return raw(*args, **kwargs)
             begun = False
             note: Any = None
+            traced_now = tracing()
             if observers.active:
                 try:
-                    args, kwargs, note = begin(args, kwargs)
+                    args, kwargs, note = begin(args, kwargs) if traced_now else quick_begin(args, kwargs)
                     begun = True
                 except Exception as error:
                     failed(error)
@@ -113,7 +145,10 @@ class Observers:
                 raise
             if begun:
                 try:
-                    end(note, result)
+                    if traced_now:
+                        end(note, result)
+                    else:
+                        quick_end(note, result)
                 except Exception as error:
                     failed(error)
             return result

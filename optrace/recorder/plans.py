@@ -81,7 +81,9 @@ class BeforePlan:
         self._other_addresses = self.jobs["a"][self.n_grads :]
         self._filled = params, state
         first, last = self.n_grads, self.n_grads + (len(params) if with_params else 0)
-        self._known = self.rows[first if hash_params else last :]["fingerprint"]
+        self.first_known = first if hash_params else last
+        """The row of the first parameter whose fingerprint is known from the step before, then of state."""
+        self._known = self.rows[self.first_known :]["fingerprint"]
         self.grad_rows = self.rows[:first]
         self.grad_words = words_of(self.grad_rows)
         """The same memory as numbers."""
@@ -156,8 +158,8 @@ class AfterPlan:
         self.labels += group_labels
         total = len(self.labels)
         # rows that are measured but not wanted go behind the others
-        self._rows: Rows = np.zeros(total + count, ROW)
-        self.rows = self._rows[:total]
+        self.all_rows: Rows = np.zeros(total + count, ROW)
+        self.rows = self.all_rows[:total]
         self.sampled: list[tuple[int, int, int]] = []
         """Updates without a copy: position of the parameter (-1: dtype or size changed), row, row of the parameter."""
         self._with_params = want_update or want_param
@@ -173,13 +175,15 @@ class AfterPlan:
                     self.sampled.append((index if copy is None else -1, update_row + index, after))
         ops += [(STAT, found, state_row + i, 0, 0) for i, found in enumerate(state)]
         ops += [(STAT, found, scalar_row + i, 0, 0) for i, found in enumerate(scalars)]
-        self._jobs: Jobs = np.zeros(len(ops), JOB)
+        self.jobs: Jobs = np.zeros(len(ops), JOB)
         for number, (op, found, row, row2, copy) in enumerate(ops):
-            fill_job(self._jobs[number], op, found, row, row2, copy)
-        self._addresses = self._jobs["a"]
+            fill_job(self.jobs[number], op, found, row, row2, copy)
+        self._addresses = self.jobs["a"]
         self._filled = params, state, scalars
         self.param_fingerprints: npt.NDArray[np.int64] = self.rows[param_row:state_row]["fingerprint"]
         self.state_fingerprints: npt.NDArray[np.int64] = self.rows[state_row:scalar_row]["fingerprint"]
+        self.first_known, self.n_known = param_row, scalar_row - param_row
+        """The rows of parameters and state."""
         self._known = self.rows[param_row:scalar_row]["fingerprint"]
         self._grad_words = words_of(self.rows[: self.n_grads])
         self.present = np.ones(total, np.bool_)
@@ -216,11 +220,15 @@ class AfterPlan:
 
     def run_again(self, grads: npt.NDArray[np.int64], before: Rows, threads: int) -> None:
         """Measure where things lay the last time; the same gradients are present, whose rows are given as numbers."""
-        measure(self._jobs, self._rows, threads)
+        measure(self.jobs, self.all_rows, threads)
         if self.n_grads:
             self._grad_words[:] = grads
+        self.add_sampled(before)
+
+    def add_sampled(self, before: Rows) -> None:
+        """Fill the rows of updates that are known by their samples only."""
         for index, update, after in self.sampled:
-            self._rows[update] = sampled_update(before[index] if index >= 0 else None, self._rows[after])
+            self.all_rows[update] = sampled_update(before[index] if index >= 0 else None, self.all_rows[after])
 
     def words(self) -> bytes:
         """The fingerprints of parameters and state, one after the other."""

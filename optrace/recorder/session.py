@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optrace.recorder.steps import Track
     from optrace.recorder.told import ToldOptimizer
 
+_NOTHING: dict[str, Any] = {}
 _PENDING = 256
 """So many events wait for the next step; more are written without it."""
 _SUSPICIOUS = 3
@@ -71,6 +72,8 @@ class Session:
         self._calibration: Any = None
         self._aside = 0.0
         """Seconds spent in finding out the price."""
+        self.plain: tuple[Any, ...] | None = None
+        """What the kernel needs to note plain calls (see plain_calls.py); None while it is not to."""
         self._begun = False
         self._hooks: Any = None
         self._see_torch()
@@ -134,7 +137,7 @@ class Session:
         except Exception as error:
             self.fail(error)
         finally:
-            was_active, self.active = self.active, False
+            was_active, self.active, self.plain = self.active, False, None
             if self._hooks is not None:
                 from optrace.recorder import wrappers
 
@@ -169,7 +172,7 @@ class Session:
                 self._later.write_all()
         except Exception:  # what failed first is told
             self._later = Later()
-        self.active = False
+        self.active, self.plain = False, None
         self._failed(error)
 
     def _failed(self, error: Exception) -> None:
@@ -198,7 +201,7 @@ class Session:
         """This is a child now: forget the parent's files and steps; an own step begins a run of its own."""
         if self._rank is not None:
             self._rank.close()
-        self._lock = threading.RLock()
+        self._lock, self.plain = threading.RLock(), None
         self._rank, self._place, self._params, self._optimizers = None, None, {}, {}
         self._waiting, self._n_backward, self._last_step = WaitingEvents(self._index_of), 0, 0
         self._later = Later()
@@ -408,15 +411,50 @@ class Session:
                 "rows": 0 if world.tensors is None else len(world.tensors[1]),
             }
             self._write(track, optimizer, 0, world, None, "recorder", data)
+            if self._steps is not None and self.plain is None and self.active:
+                self.expect_plain_calls()
+
+    def expect_plain_calls(self, optimizer: Any = None) -> None:
+        """Have the kernel note calls that are like most; `optimizer`: one that is to count as having stepped."""
+        from optrace.recorder.plain_calls import plain_parts
+
+        if optimizer is not None:
+            self._steps.stand_in(optimizer)
+        self.plain = plain_parts(self, self._steps.by_id, self._waiting, self._lock)
 
     def write_step(
         self, track: Track | ToldOptimizer, optimizer: Any, finished: Finished, taken: dict[str, Any]
     ) -> None:
         """Write one finished step with the events before it."""
         with self._lock:
-            self._write(track, optimizer, track.completed, finished, taken, "step", {})
+            if not self._write_again(track, finished, taken):
+                self._write(track, optimizer, track.completed, finished, taken, "step", {})
             if track.completed > self._last_step:
                 self._last_step = track.completed
+
+    def _write_again(self, track: Track | ToldOptimizer, finished: Finished, taken: dict[str, Any]) -> bool:
+        """Write a step that is laid out as the one before it; whether it was."""
+        if self.plain is None or finished.values or self._later or track.capture is None:
+            return False
+        events, tensors = self._waiting.events, finished.tensors
+        if finished.waiting is not None or track.capture.params_changed or self._waiting.strangers:
+            return False
+        seq = self._waiting.next_seq()
+        events.append(event_of((seq, track.completed, "step", track.index, _NOTHING)))
+        try:
+            done: bool = self._rank.write_again(track.completed, track.index, finished.groups, tensors, taken, events)
+        except BaseException:
+            events.clear()
+            raise
+        if not done:
+            events.pop()
+            self._waiting.spare_seq(seq)
+            return False
+        events.clear()
+        self.price.events = seq
+        if tensors is not None:
+            self.price.rows += len(tensors[1])
+        return True
 
     def _write(
         self,

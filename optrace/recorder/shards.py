@@ -161,6 +161,12 @@ class Stretch:
         return type(address)(address + self.start * kind.itemsize), size, placed(self.piece)(kind, factor)
 
 
+def _handles_of_fsdp1() -> list[Any]:
+    """What holds FSDP1's flat parameters, which torch's compiler imports too; none is made without a process group."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp._flat_param"), "FlatParamHandle", None)
+    return living(kind) if kind is not None and torch.distributed.is_initialized() else []
+
+
 class FlatPieces:
     """Recorded parameters that are, or lie in, flattened ones, and which stretches of them this rank holds.
 
@@ -178,9 +184,7 @@ class FlatPieces:
         """Find the stretches of `params` in the live modules of FSDP1; `stretches` are those that are known."""
         self._found = {i: stretch for i, stretch in enumerate(stretches) if stretch is not None}
         places = {id(param): i for i, param in enumerate(params)}
-        flat = sys.modules.get("torch.distributed.fsdp._flat_param")
-        of_fsdp1 = getattr(flat, "FlatParamHandle", None)
-        for handle in living(of_fsdp1) if of_fsdp1 is not None else ():
+        for handle in _handles_of_fsdp1():
             if handle.uses_sharded_strategy:
                 whole = handle.flat_param
                 infos = getattr(whole, "_shard_param_infos", None)

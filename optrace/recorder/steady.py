@@ -36,8 +36,8 @@ class Steady:
         self._plan, self._plan_after = before, after
         self._params, self._state = params, state
         self._known: tuple[Any, ...] = ()
-        self.words = after.words()
-        """Fingerprints in the last rows: of parameters, then of state."""
+        self._before = before.jobs, before.rows, before.first_known, after.n_known, after.all_rows, after.first_known
+        self._after = after.jobs, after.all_rows, before.rows, after.n_grads
         self.steps = 0
         """Steps that were known in one look."""
         self.idle = False
@@ -82,26 +82,29 @@ class Steady:
 
         After OPTIONS the new ones are known.
         """
-        found: int = kernel.look(self._known, optimizer.param_groups, optimizer.state, self._plan.jobs)
+        groups, state = optimizer.param_groups, optimizer.state
+        found: int = kernel.before_again(self._known, groups, state, threads, *self._before)
         if found == OPTIONS:
-            options = _options(optimizer.param_groups)
+            options = _options(groups)
             if options is None:
                 return DIFFERENT
             self._set(options)
-        if found:
-            self._plan.run_again(threads)
-            if self._plan.words() != self.words:
+            if kernel.before_again(self._known, groups, state, threads, *self._before) != SAME:
                 return DIFFERENT
         return found
 
     def after(self, optimizer: Any, threads: int) -> bool:
         """Measure after the rule if it has left all where it was, and the options as they were; whether it has."""
-        if kernel.look(self._known, optimizer.param_groups, optimizer.state, None) != SAME:
+        if not kernel.after_again(self._known, optimizer.param_groups, optimizer.state, threads, *self._after):
             return False
-        self._plan_after.run_again(self._plan.grad_words, self._plan.param_rows, threads)
-        self.words = self._plan_after.words()
+        if self._plan_after.sampled:
+            self._plan_after.add_sampled(self._plan.param_rows)
         self.steps += 1
         return True
+
+    def words(self) -> bytes:
+        """Fingerprints in the last rows: of parameters, then of state."""
+        return self._plan_after.words()
 
     def _set(self, options: Options) -> None:
         rates = [pairs[place + 1] for pairs in options for place in range(0, len(pairs), 2) if pairs[place] == "lr"]

@@ -70,6 +70,8 @@ class Track:
     """Gradients after each backward since the last step, where they were asked for."""
     as_ever: Capture | None = None
     """What has recorded its last step, where every step is recorded: it may know the next one at once."""
+    known_at_once: bool = False
+    """Whether the running step was known at once, and is none of the first."""
 
 
 class Steps:
@@ -80,7 +82,8 @@ class Steps:
         self._settings = session.settings
         self._names = ParamNames()
         self._budgets = {"": Budget(session.settings.memory)}
-        self._tracks: dict[int, Track] = {}
+        self.by_id: dict[int, Track] = {}
+        """The optimizers seen, by id."""
         self._stopping = threading.Lock()
         self._every_step = self._settings.every == 1 and self._settings.steps is None
         self.stopped = False
@@ -89,7 +92,7 @@ class Steps:
     @property
     def tracks(self) -> list[Track]:
         """The optimizers seen, in order."""
-        return list(self._tracks.values())
+        return list(self.by_id.values())
 
     @property
     def held(self) -> int:
@@ -98,8 +101,12 @@ class Steps:
 
     def find(self, optimizer: Any) -> Track | None:
         """The track of an optimizer that has stepped."""
-        track = self._tracks.get(id(optimizer))
+        track = self.by_id.get(id(optimizer))
         return track if track is not None and track.optimizer() is optimizer else None
+
+    def stand_in(self, optimizer: Any) -> None:
+        """Take something for an optimizer that has stepped."""
+        self.by_id[id(optimizer)] = Track(weakref.ref(optimizer), type(optimizer).__name__, self._session.next_index())
 
     # ---- the hooks ----
 
@@ -126,12 +133,15 @@ class Steps:
         """Measure after the rule and write the step."""
         start = perf_counter()
         session = self._session
-        track = self.find(optimizer)
-        if not session.active or track is None:
+        track = self.by_id.get(id(optimizer))
+        if track is None or track.optimizer() is not optimizer or not session.active:
             return
         try:
             with torch._C.DisableTorchFunction():
-                self._after(optimizer, track, start)
+                if track.known_at_once and track.as_ever is not None:
+                    self._after_as_ever(optimizer, track, track.as_ever, start)
+                else:
+                    self._after(optimizer, track, start)
         except Exception as error:
             session.fail(error)
         now = perf_counter()
@@ -180,9 +190,9 @@ class Steps:
             and getattr(optimizer, "grad_scale", None) is None
             and track.as_ever.again(optimizer)
         ):
-            track.kind = Kind.RECORDED
+            track.kind, track.known_at_once = Kind.RECORDED, track.completed >= _WATCHED
             return self._with_closure(optimizer, track, args, kwargs) if len(args) > 1 or kwargs else None
-        track.as_ever = None
+        track.as_ever, track.known_at_once = None, False
         track.kind = self._judge(optimizer, track)
         if track.kind not in (Kind.COUNTED, Kind.RECORDED):
             return None
@@ -299,6 +309,15 @@ class Steps:
         if finished is not None:
             session.write_step(track, optimizer, finished, taken)
 
+    def _after_as_ever(self, optimizer: Any, track: Track, capture: Capture, now: float) -> None:
+        """The same for a step that was known at once before the rule ran."""
+        track.in_parts = False
+        taken = self._session.context.take(optimizer)
+        taken["seconds"] = None if track.ended is None else now - track.ended - track.hooked
+        finished = capture.after(optimizer)
+        track.completed += 1
+        self._session.write_step(track, optimizer, finished, taken)
+
     def _oversights(self, optimizer: Any, track: Track) -> None:
         """Tell what is rarely meant and can only be seen while the program runs; of the first steps."""
         if self._session.context.kept_gradients(optimizer):
@@ -331,7 +350,7 @@ class Steps:
     # ---- tracks ----
 
     def _new_track(self, optimizer: Any) -> Track:
-        tracks, key = self._tracks, id(optimizer)
+        tracks, key = self.by_id, id(optimizer)
 
         def gone(reference: weakref.ref[Any]) -> None:
             held = tracks.get(key)

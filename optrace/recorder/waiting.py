@@ -25,42 +25,49 @@ class WaitingEvents:
     def __init__(self, index_of: Callable[[Any], int | None]) -> None:
         """`index_of` an optimizer is None as long as it has not stepped."""
         self._index_of = index_of
-        self._seq = count(1)
-        self._events: list[Event] = []
-        self._strangers: dict[int, weakref.ref[Any]] = {}
+        self.numbers = count(1)
+        self._spare: int | None = None
+        self.events: list[Event] = []
+        """Those that wait; always the same list, since the kernel appends to it."""
+        self.strangers: dict[int, weakref.ref[Any]] = {}
         """By seq: the optimizer that an event is about, whose index is not known yet."""
 
     def __len__(self) -> int:
-        return len(self._events)
+        return len(self.events)
 
     def next_seq(self) -> int:
         """The number of the next event, for one that does not wait."""
-        return next(self._seq)
+        seq, self._spare = self._spare, None
+        return next(self.numbers) if seq is None else seq
+
+    def spare_seq(self, seq: int) -> None:
+        """Take back the number that was given last: nothing was written under it."""
+        self._spare = seq
 
     def put(
         self, step: int, kind: str, optimizer: int, data: dict[str, Any], stranger: weakref.ref[Any] | None = None
     ) -> None:
         """Have an event wait; `stranger`: the optimizer that it is about, which has no index yet."""
-        seq = next(self._seq)
-        self._events.append(event_of((seq, step, kind, optimizer, data)))
+        seq = next(self.numbers)
+        self.events.append(event_of((seq, step, kind, optimizer, data)))
         if stranger is not None:
-            self._strangers[seq] = stranger
+            self.strangers[seq] = stranger
 
     def drop(self, number: int) -> None:
         """Forget the `number` oldest."""
-        for event in self._events[:number]:
-            self._strangers.pop(event.seq, None)
-        del self._events[:number]
+        for event in self.events[:number]:
+            self.strangers.pop(event.seq, None)
+        del self.events[:number]
 
     def carry(self, slots: Slots) -> None:
         """Have the numbers on a device that they tell of come with a step's results.
 
         Not those of optimizers that have not stepped: their events may be written before the step's.
         """
-        for place, event in enumerate(self._events):
-            if event.seq not in self._strangers and not PLAIN.issuperset(map(type, event.data.values())):
+        for place, event in enumerate(self.events):
+            if event.seq not in self.strangers and not PLAIN.issuperset(map(type, event.data.values())):
                 carried = {key: slots.put(value) for key, value in event.data.items()}
-                self._events[place] = event._replace(data=carried)
+                self.events[place] = event._replace(data=carried)
 
     def take(self, last: bool = False, clean: bool = True) -> list[Event]:
         """All, ready to be written; those of optimizers that have not stepped yet go on waiting, but for the `last`
@@ -68,8 +75,9 @@ class WaitingEvents:
 
         `clean` as False leaves their data as it is, with numbers that have not arrived.
         """
-        events, self._events = self._events, []
-        if self._strangers:
+        events = self.events[:]
+        self.events.clear()
+        if self.strangers:
             events = self._known_by_now(events, last)
         if clean:
             for place, event in enumerate(events):
@@ -82,15 +90,15 @@ class WaitingEvents:
         """Those that can be written, with the index of an optimizer that has stepped since; others wait on."""
         known = []
         for event in events:
-            reference = self._strangers.get(event.seq)
+            reference = self.strangers.get(event.seq)
             if reference is not None:
                 optimizer = reference()
                 index = None if optimizer is None else self._index_of(optimizer)
                 if index is not None:
                     event = event._replace(optimizer=index)
-                elif not last and optimizer is not None and len(self._events) < STRANGERS:
-                    self._events.append(event)
+                elif not last and optimizer is not None and len(self.events) < STRANGERS:
+                    self.events.append(event)
                     continue
-                del self._strangers[event.seq]
+                del self.strangers[event.seq]
             known.append(event)
         return known

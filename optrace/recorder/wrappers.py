@@ -17,6 +17,7 @@ from optrace.recorder.context import StepContext
 from optrace.recorder.fingerprints import batch_fingerprint, state_dict_fingerprints
 from optrace.recorder.living import living, subclasses
 from optrace.recorder.patching import Calls, Observers, unseen
+from optrace.recorder.plain_calls import noted
 
 
 class Listener(Protocol):
@@ -71,7 +72,7 @@ def sight() -> None:
             own = vars(cls)
             for name, (kind, begin, end, fail) in names.items():
                 if name in own:
-                    _observers.put(cls, name, kind, begin, end, fail)
+                    _observers.put(cls, name, kind, begin, end, fail, quick=_QUICK.get(kind))
     wrap_scaler.put_on(_observers, subclasses)
 
 
@@ -83,7 +84,10 @@ def _living_optimizers() -> list[Any]:
 def _put_on() -> None:
     sight()
     _observers.put(torch.nn.Module, "zero_grad", "module", _begin_module_zero_grad, _end_module_zero_grad, None, True)
-    _observers.put(torch.autograd, "backward", "backward", _begin_backward, _end_backward, _fail_backward, True)
+    quick = _QUICK["backward"]
+    _observers.put(
+        torch.autograd, "backward", "backward", _begin_backward, _end_backward, _fail_backward, True, quick=quick
+    )
     for name, begin in _CLIPS.items():
         if hasattr(torch.nn.utils, name):
             _observers.put(torch.nn.utils, name, "clip", begin, _end_clip, _fail_clip, True)
@@ -380,5 +384,15 @@ _METHODS: dict[type, dict[str, tuple[Any, ...]]] = {
     dataloader._BaseDataLoaderIter: {"__next__": ("next", _begin_next, _end_next, _leave)},
 }
 
-_observers = Observers(_failed, torch.compiler.is_compiling)
+_QUICK = {
+    kind: noted(kind, _listeners, _calls, begin, end)
+    for kind, begin, end in (
+        ("zero_grad", *_METHODS[Optimizer]["zero_grad"][1:3]),
+        ("scheduler", _begin_scheduler, _end_scheduler_step),
+        ("backward", _begin_backward, _end_backward),
+    )
+}
+"""For the calls that come with every step, by kind."""
+
+_observers = Observers(_failed, torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling)
 wrap_scaler.connect(_listeners, _tell)

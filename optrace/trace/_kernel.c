@@ -22,7 +22,9 @@
 #include "_kernel_elements.h"
 #include "_kernel_look.h"
 #include "_kernel_rows.h"
+#include "_kernel_order.h"
 #include "_kernel_living.h"
+#include "_kernel_observe.h"
 
 /* ---- measuring ------------------------------------------------------------------------------------------------- */
 
@@ -248,27 +250,36 @@ done:
     return result;
 }
 
-static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+/* measure_jobs of two arrays of Python's; -1 with an error set. */
+static int measure_arrays(PyObject *of_jobs, PyObject *of_rows, long threads)
 {
     Py_buffer jobs, rows;
     PyObject *result = NULL;
+    if (PyObject_GetBuffer(of_jobs, &jobs, PyBUF_SIMPLE) < 0)
+        return -1;
+    if (PyObject_GetBuffer(of_rows, &rows, PyBUF_WRITABLE) == 0) {
+        result = measure_jobs(&jobs, &rows, threads);
+        PyBuffer_Release(&rows);
+    }
+    PyBuffer_Release(&jobs);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
     (void)module;
     if (n != 3) {
         PyErr_SetString(PyExc_TypeError, "measure(jobs, rows, threads)");
         return NULL;
     }
     const long threads = PyLong_AsLong(arguments[2]);
-    if (threads == -1 && PyErr_Occurred())
+    if ((threads == -1 && PyErr_Occurred()) || measure_arrays(arguments[0], arguments[1], threads) < 0)
         return NULL;
-    if (PyObject_GetBuffer(arguments[0], &jobs, PyBUF_SIMPLE) < 0)
-        return NULL;
-    if (PyObject_GetBuffer(arguments[1], &rows, PyBUF_WRITABLE) == 0) {
-        result = measure_jobs(&jobs, &rows, threads);
-        PyBuffer_Release(&rows);
-    }
-    PyBuffer_Release(&jobs);
-    return result;
+    return Py_NewRef(Py_None);
 }
+
+#include "_kernel_again.h"
 
 /* Names the instruction set in use, or takes another one that this processor has: the tests compare them. */
 static PyObject *instructions(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
@@ -306,12 +317,20 @@ static PyMethodDef METHODS[] = {
     {"instructions", (PyCFunction)(void (*)(void))instructions, METH_FASTCALL,
      "instructions([name]): choose the instruction set, the best one without a name; return its name"},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, "look(known, groups, state, jobs): see steady.py"},
+    {"before_again", (PyCFunction)(void (*)(void))before_again, METH_FASTCALL,
+     "before_again(known, groups, state, threads, jobs, rows, first, count, after, first_after): see steady.py"},
+    {"after_again", (PyCFunction)(void (*)(void))after_again, METH_FASTCALL,
+     "after_again(known, groups, state, threads, jobs, rows, before, count): see steady.py"},
     {"fill_tensors", (PyCFunction)(void (*)(void))fill_tensors, METH_FASTCALL,
      "fill_tensors(message, places, step, rows): see batches.py"},
     {"fill_step", (PyCFunction)(void (*)(void))fill_step, METH_FASTCALL,
      "fill_step(message, fields, step_at, optimizer_at, step, optimizer, values): see batches.py"},
     {"fill_events", (PyCFunction)(void (*)(void))fill_events, METH_FASTCALL,
      "fill_events(message, places, kinds, sizes, events): see batches.py"},
+    {"write_order", (PyCFunction)(void (*)(void))write_order, METH_FASTCALL,
+     "write_order(order, step, optimizer, values, events): see standing.py"},
+    {"observers", (PyCFunction)(void (*)(void))observers, METH_FASTCALL,
+     "observers(kind, listeners, calls, slow_begin, slow_end): see recorder/plain_calls.py"},
     {"living", living, METH_O, "living(classes): see recorder/living.py"},
     {"sample_moments", (PyCFunction)(void (*)(void))sample_moments, METH_FASTCALL,
      "sample_moments(samples, places, flags, out): see compare/samples.py"},
@@ -332,7 +351,7 @@ static int execute(PyObject *module)
         return PyErr_NoMemory(), -1;
     PyObject *name = instructions(module, NULL, 0);
     Py_XDECREF(name);
-    return name ? intern_words() : -1;
+    return name && intern_words() == 0 ? intern_observed() : -1;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

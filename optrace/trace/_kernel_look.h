@@ -227,22 +227,33 @@ static int compare(PyObject *known, PyObject *groups, PyObject *state, Job *jobs
     return entries == Py_Ellipsis || state_is_known(state, entries) ? found : 0;
 }
 
-static PyObject *look(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+/* The same of Python's objects, the jobs None or an array; whatever raises is "different". -1: they are no such. */
+static int look_at(PyObject *known, PyObject *groups, PyObject *state, PyObject *of_jobs)
 {
     Py_buffer jobs = {0};
-    (void)module;
-    if (n != 4 || !PyTuple_CheckExact(arguments[0]) || PyTuple_Size(arguments[0]) != 3) {
-        PyErr_SetString(PyExc_TypeError, "look(known, groups, state, jobs)");
-        return NULL;
+    if (!PyTuple_CheckExact(known) || PyTuple_Size(known) != 3) {
+        PyErr_SetString(PyExc_TypeError, "what is known of an optimizer is a tuple of three");
+        return -1;
     }
-    if (arguments[3] != Py_None && PyObject_GetBuffer(arguments[3], &jobs, PyBUF_WRITABLE) < 0)
-        return NULL;
-    const int found = compare(arguments[0], arguments[1], arguments[2], jobs.buf, jobs.len / (Py_ssize_t)sizeof(Job));
+    if (of_jobs != Py_None && PyObject_GetBuffer(of_jobs, &jobs, PyBUF_WRITABLE) < 0)
+        return -1;
+    const int found = compare(known, groups, state, jobs.buf, jobs.len / (Py_ssize_t)sizeof(Job));
     if (jobs.obj)
         PyBuffer_Release(&jobs);
     if (PyErr_Occurred()) {
         PyErr_Clear();
-        return PyLong_FromLong(0);
+        return 0;
     }
-    return PyLong_FromLong(found);
+    return found;
+}
+
+static PyObject *look(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    (void)module;
+    if (n != 4) {
+        PyErr_SetString(PyExc_TypeError, "look(known, groups, state, jobs)");
+        return NULL;
+    }
+    const int found = look_at(arguments[0], arguments[1], arguments[2], arguments[3]);
+    return found < 0 ? NULL : PyLong_FromLong(found);
 }

@@ -32,6 +32,9 @@ _fill_step: Any = None if kernel is None else kernel.fill_step
 _fill_events: Any = None if kernel is None else kernel.fill_events
 """Each fills a batch that has been laid out before in one call; None without the C kernel."""
 
+Part = tuple[Any, ...]
+"""What a standing order knows of a table: the message of its last batch, then where its numbers go."""
+
 
 class TensorLayout:
     """What the rows of one kind of step are about: constant columns, built once and handed over with each step."""
@@ -83,6 +86,12 @@ class TensorLayout:
             self._statistics[:] = self._given[:, :_STATISTICS].T
             self._sample[:] = self._given[:, _STATISTICS:]
         return template.bytes
+
+    def part(self, rows: npt.NDArray[np.void], present: npt.NDArray[np.bool_]) -> Part | None:
+        """For a standing order, after `fill`; None where the rows are not contiguous."""
+        if self._template is None or self._rows is not rows or not present.flags.c_contiguous:
+            return None
+        return self._template.bytes, self._places, self._given, present, self._there
 
     def _look_at(self, rows: npt.NDArray[np.void]) -> None:
         """Take another array of rows; the same one may be filled anew for each step."""
@@ -153,6 +162,11 @@ class GroupBatches:
         last.steps.fill(step)
         return template.bytes
 
+    def part(self, optimizer: int) -> Part | None:
+        """For a standing order, after `fill`."""
+        last = self._last.get(optimizer)
+        return None if last is None else (last.message, last.steps_at, len(last.steps))
+
     @staticmethod
     def _build(optimizer: int, rows: list[tuple[int, str, str, float, str]]) -> BatchTemplate:
         columns = {
@@ -175,6 +189,7 @@ class _LastGroups:
         self.groups = groups
         self.message = template.bytes
         self.steps = template.view("step", "i8")
+        self.steps_at = template.place("step")[0]
         self.numbers = template.view("number", "f8")
         self._shape = self._shape_of(groups)
         self._floats = [[key for key, value in options.items() if type(value) is float] for _, options in groups]
@@ -234,7 +249,11 @@ class StepBatches:
     def fill(self, step: int, optimizer: int, values: Mapping[str, Any]) -> bytearray:
         """The batch of one step; a missing or None number is null (the counts: 0)."""
         last = self._last
-        if last is not None and _fill_step(last.message, last.places, *last.keys, step, optimizer, values):
+        if (
+            last is not None
+            and _fill_step is not None
+            and _fill_step(last.message, last.places, *last.keys, step, optimizer, values)
+        ):
             return last.message
         numbers: list[Any] = [values.get(name) for name in self._names]
         known = tuple([number is not None for number in numbers])
@@ -242,8 +261,7 @@ class StepBatches:
         if template is None:
             nulls = {name for name, there in zip(self._names, known, strict=True) if not there}
             template = self._templates[known] = _StepTemplate(nulls.difference(self._counts))
-        if _fill_step is not None:
-            self._last = template
+        self._last = template
         if not all(known):
             numbers = [values.get(name) for name, _ in template.fields]
             numbers = [0 if number is None else number for number in numbers]
@@ -256,6 +274,11 @@ class StepBatches:
             ]
             template.pack(template.message, template.start, step, optimizer, *numbers)
         return template.message
+
+    def part(self) -> Part | None:
+        """For a standing order, after `fill`."""
+        last = self._last
+        return None if last is None else (last.message, last.places, *last.keys)
 
 
 class _StepTemplate:
@@ -294,7 +317,7 @@ class EventBatches:
     def fill(self, events: Sequence[Event]) -> bytearray:
         """The batch of these events (at least one), in their order."""
         last = self._last
-        if last is not None and _fill_events(*last, events):
+        if last is not None and _fill_events is not None and _fill_events(*last, events):
             message: bytearray = last[0]
             return message
         seqs, steps, kinds, optimizers, data = zip(*events, strict=True)
@@ -305,14 +328,17 @@ class EventBatches:
             if len(self._templates) >= _TEMPLATES:
                 self._templates.clear()
             template = self._templates[kinds, sizes] = _EventTemplate(kinds, sizes)
-        if _fill_events is not None:
-            self._last = template.message, template.places, kinds, sizes
+        self._last = template.message, template.places, kinds, sizes
         message = template.message
         template.longs(message, template.seq, *seqs)
         template.longs(message, template.step, *steps)
         template.ints(message, template.optimizer, *optimizers)
         template.texts(message, template.data, *[text.ljust(size) for text, size in zip(texts, sizes, strict=True)])
         return message
+
+    def part(self) -> Part | None:
+        """For a standing order, after `fill`."""
+        return self._last
 
 
 class _EventTemplate:

@@ -64,6 +64,11 @@ class TableStream:
         self._torn = False
 
     @property
+    def descriptor(self) -> int:
+        """The open segment's file; -1 where there is none, or none that more may be appended to."""
+        return -1 if self._torn else self._fd
+
+    @property
     def path(self) -> Path:
         """Where the open segment is, or will be."""
         return self.folder / segment_name(self.table, self.number, "arrows")

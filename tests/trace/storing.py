@@ -55,6 +55,9 @@ class Story:
         )
         self._layouts = {}
         self._rows = {}
+        self._present = {}
+        self._last_groups = {}
+        self.again = 0  # steps that were written as the one before
         self.seq = 0
 
     def event(self, step: int, kind: str, optimizer: int = -1, **data) -> Event:
@@ -88,7 +91,7 @@ class Story:
                 array = random.standard_normal(shape).astype(np.float64 if quantity == "update" else np.float32)
                 if step == 5 and name == "first.bias":
                     array[:3] = [np.nan, np.inf, -0.0]
-                missing = quantity == "grad" and name == "scale" and step % 3 == 0
+                missing = quantity == "grad" and name == "scale" and (step == 6 or step % 8 == 3)
                 arrays[name, quantity] = None if missing else array
         return arrays
 
@@ -96,7 +99,8 @@ class Story:
         arrays = self.arrays_of(step, optimizer)
         layout = self.layout(optimizer, QUANTITIES if step else ("param",))
         rows = self._rows[optimizer, QUANTITIES if step else ("param",)]
-        present = np.ones(len(layout), bool)
+        there = tuple(array is not None for array in arrays.values())
+        present = self._present.setdefault((optimizer, there), np.ones(len(layout), bool))
         for i, array in enumerate(arrays.values()):
             if array is None:
                 present[i] = False
@@ -107,22 +111,27 @@ class Story:
             begin = self.event(0, "recorder", optimizer, what="begin")
             self.writer.write_step(0, optimizer, tensors=(layout, rows, present), events=[begin])
             return
-        groups = [(g, {"lr": 0.1 / (g + 1) * 0.5 ** (step // 4), "momentum": 0.9, "nesterov": False}) for g in range(2)]
+        groups = [(g, {"lr": 0.1 / (g + 1) * 0.5 ** (step // 8), "momentum": 0.9, "nesterov": False}) for g in range(2)]
         groups[1][1].update(betas=(0.9, 0.999), foreach=None, name="second", weight_decay=0)
         row = {"loss": 1.0 / step, "n_backward": 1, "n_skipped": 0, "rng": step * 2**40, "seconds": 0.25}
-        if step % 2:
+        if step % 9 < 5:
             row["batch"] = -step
+        last = self._last_groups.get(optimizer)
+        groups = self._last_groups[optimizer] = last if last == groups else groups
+        told = {"loss": 1.0 / step} if step % 7 == 1 else {}
         events = [
             self.event(step - 1, "zero_grad", optimizer),
-            self.event(step - 1, "backward", -1, loss=1.0 / step),
+            self.event(step - 1, "backward", -1, **told),
             self.event(step, "step", optimizer),
         ]
         for g, options in groups:
             self.groups[step, optimizer, g] = dict(options)
         self.steps[step, optimizer] = dict(row)
-        self.writer.write_step(
-            step, optimizer, groups=groups, tensors=(layout, rows, present), steps=row, events=events
-        )
+        tensors = (layout, rows, present)
+        if self.writer.write_again(step, optimizer, groups, tensors, row, events):
+            self.again += 1
+        else:
+            self.writer.write_step(step, optimizer, groups=groups, tensors=tensors, steps=row, events=events)
 
     def tell(self, last: int, first: int = 0) -> Story:
         for step in range(first, last + 1):

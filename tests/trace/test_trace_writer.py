@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from storing import PARAMS, QUANTITIES, Story
 
 from optrace.errors import TraceError
-from optrace.trace.measure import ROW, measure_array
+from optrace.trace import writer
+from optrace.trace.measure import ROW, kernel, measure_array
 from optrace.trace.reader import open_trace
 from optrace.trace.schema import COLUMNS, TABLES
 from optrace.trace.writer import Event, RankWriter, RunWriter, TensorLayout, TraceFull
@@ -481,3 +482,68 @@ def test_writing_and_sealing_load_neither_pandas_nor_torch(tmp_path):
         "assert not {'pandas', 'torch', 'pyarrow.dataset'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.skipif(kernel is None, reason="steps are written again by the C kernel alone")
+def test_a_step_that_is_laid_out_as_the_last_is_written_byte_for_byte_as_any_other(tmp_path, monkeypatch):
+    quick = Story(tmp_path / "quick", optimizers=2).tell(60)
+    assert quick.again > 20
+    monkeypatch.setattr(writer, "can_stand", lambda: False)
+    slow = Story(tmp_path / "slow", optimizers=2).tell(60)
+    assert slow.again == 0
+    for table in TABLES:
+        name = f"rank=00000/{table}-00000001.arrows"
+        assert (tmp_path / "quick" / name).read_bytes() == (tmp_path / "slow" / name).read_bytes()
+
+
+@pytest.mark.skipif(kernel is None, reason="steps are written again by the C kernel alone")
+def test_what_a_standing_order_does_not_fit_is_written_anew(tmp_path):
+    story = Story(tmp_path / "run").tell(20)
+    assert story.again
+    layout, rows = story.layout(0, QUANTITIES), story._rows[0, QUANTITIES]
+    groups, present = story._last_groups[0], np.ones(len(layout), bool)
+    event, row = [Event(100, 21, "step", 0, {})], {"n_backward": 1}
+    write = story.writer.write_again
+    assert not write(21, 0, groups, (layout, rows, present), row, event)  # other arrays
+    present = story._present[0, (True,) * len(layout)]
+    assert not write(21, 0, list(groups), (layout, rows, present), row, event)  # another list of options
+    assert not write(21, 0, groups, None, row, event)
+    assert not write(21, 1, groups, (layout, rows, present), row, event)  # another optimizer
+    story.writer.close()
+    assert not write(21, 0, groups, (layout, rows, present), row, event)
+    assert open_trace(tmp_path / "run").last_step() == 20
+
+
+def test_a_disk_that_fills_takes_a_step_written_again_back(tmp_path):
+    """The kernel's own write(2) fails amid a step: the tables end with the step before it."""
+    found = subprocess.run(
+        [sys.executable, "-c", AGAIN_UNTIL_FULL, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        timeout=60,
+    )
+    assert found.returncode == 0, found.stderr
+    last, again = map(int, found.stdout.split())
+    assert again > 10
+    trace = open_trace(tmp_path / "run")
+    assert trace.last_step() == last
+    assert trace.tensors["step"].max() == last
+
+
+AGAIN_UNTIL_FULL = """
+import resource, signal, sys
+from pathlib import Path
+from storing import Story
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+story = Story(Path(sys.argv[1])).tell(60)
+size = (Path(sys.argv[1]) / "rank=00000" / "tensors-00000001.arrows").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100_000, resource.RLIM_INFINITY))
+step = 60
+try:
+    while True:
+        story.tell_step(step + 1)
+        step += 1
+except OSError as error:
+    print(step, story.again)
+"""

@@ -1,0 +1,58 @@
+"""Calls that come with every step, noted by the C kernel where nothing about them is out of the ordinary.
+
+A training of one optimizer in one thread calls `zero_grad`, `backward` and a scheduler's `step` around each step, and
+what they do to accounts and events is always the same. The kernel does it to the same objects as wrappers.py and
+context.py, in a fraction of the time, and hands over to them whatever is not plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optrace.recorder.generators import generator_fingerprint
+from optrace.recorder.waiting import event_of
+from optrace.trace.measure import kernel
+
+if TYPE_CHECKING:
+    from optrace.recorder.session import Session
+
+Begin = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+End = Callable[[Any, Any], None]
+
+_ASK_TORCH = tuple(getattr(torch._C, name, None) for name in ("_current_graph_task_id", "_len_torch_function_stack"))
+_KNOWN = kernel is not None and None not in _ASK_TORCH
+
+
+def noted(kind: str, listeners: list[Any], calls: Any, begin: Begin, end: End) -> tuple[Begin, End]:
+    """The functions before and after a call of this kind ("zero_grad", "scheduler", "backward").
+
+    `begin` and `end` note any call. What is returned takes the same arguments and does the same; plain calls it notes
+    in the kernel, where there is one.
+    """
+    return kernel.observers(kind, listeners, calls, begin, end) if _KNOWN else (begin, end)
+
+
+def plain_parts(session: Session, tracks: dict[int, Any], waiting: Any, lock: Any) -> tuple[Any, ...] | None:
+    """What the kernel needs of a session that has files; None where it cannot help.
+
+    `tracks` are the session's optimizers by id; `waiting` events are appended to while `lock` is held.
+    """
+    if not _KNOWN:
+        return None
+    return (
+        tracks,
+        waiting.events,
+        waiting.numbers,
+        event_of,
+        lock.acquire,
+        lock.release,
+        *session.context.plain_parts(),
+        session,
+        torch.Tensor,
+        (torch.float32, torch.float64),
+        torch.strided,
+        (*_ASK_TORCH, generator_fingerprint),
+    )

@@ -1,0 +1,57 @@
+"""A standing order to write: what is known of the batches of a step that is laid out as the one before it.
+
+Where an optimizer's rows stay the same memory and its options the same list, a step changes numbers only. Then one
+call of the C kernel fills its batches and writes them, one write(2) a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optrace.trace.batches import Part
+from optrace.trace.measure import kernel
+from optrace.trace.stream import TableStream
+
+_write_order: Any = None if kernel is None else kernel.write_order
+
+
+class StandingOrder:
+    """How the steps of one optimizer are written as long as they are laid out alike."""
+
+    def __init__(
+        self,
+        optimizer: int,
+        groups: Sequence[tuple[int, Mapping[str, Any]]],
+        tensors: tuple[Any, Any, Any],
+        parts: Sequence[tuple[TableStream, Part | None]],
+    ) -> None:
+        """`groups` and the members of `tensors` are known again by identity; `parts`: one a table, in order."""
+        self._optimizer = optimizer
+        self._groups = groups
+        self._tensors = tensors
+        self._order = tuple([None if part is None else (stream.descriptor, *part) for stream, part in parts])
+        self.sizes = tuple([(stream, len(part[0])) for stream, part in parts if part is not None])
+        """The streams that it appends to, and the bytes of their batches."""
+
+    def is_for(self, groups: Any, tensors: Any) -> bool:
+        """Whether options and rows are where they were."""
+        layout, rows, present = self._tensors
+        return (
+            groups is self._groups and tensors[1] is rows and tensors[0] is layout and tensors[2] is present
+            if tensors is not None
+            else groups is self._groups and layout is None
+        )
+
+    def write(self, step: int, values: Mapping[str, Any], events: list[Any]) -> bool:
+        """Write a step; False, and nothing is written, where it is laid out otherwise.
+
+        OSError: part of it may have been written. The sizes of the streams are the caller's business.
+        """
+        written: bool = _write_order(self._order, step, self._optimizer, values, events)
+        return written
+
+
+def can_stand() -> bool:
+    """Whether there is a kernel that takes standing orders."""
+    return _write_order is not None
