@@ -10,6 +10,7 @@ from tests.faults.findings import FINDINGS
 from tests.faults.table import table, try_fault
 
 pytestmark = [
+    pytest.mark.usefixtures("only_what_is_new"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),  # what the per-micro-batch fault does
 ]
 
