@@ -13,6 +13,7 @@ from optrace.compare.order import HYPER_RANK, MISSING_RANK, rank_of
 from optrace.compare.presence import Absence
 from optrace.compare.report import Divergence
 from optrace.compare.source import Source
+from optrace.compare.successors import Successor
 from optrace.compare.tally import Order
 from optrace.compare.timeline import Timeline
 from optrace.trace.replicas import Drift, rank_words
@@ -59,16 +60,23 @@ class Facts:
                     ),
                 )
 
-    def of_missing(self, absences: Sequence[Absence]) -> Iterator[Fact]:
-        """What one side lacks: optimizers and parameters, steps, single rows."""
+    def of_missing(self, absences: Sequence[Absence], later: Sequence[Successor] = ()) -> Iterator[Fact]:
+        """What one side lacks: optimizers and parameters, steps, single rows.
+
+        `later`: optimizers that go on where another has ended, and so are missing from then on.
+        """
         start = int(self.timeline.steps[0])
+        since = {(one.side, one.index): one for one in reversed(later)}
         for words, only_in_a in ((self.matching.only_in_a, True), (self.matching.only_in_b, False)):
             for number, word in enumerate(words):
                 kind, _, name = word.partition(" ")
                 param = name if kind == "param" else None
                 optimizer = int(name.split(" ")[0]) if kind == "optimizer" else None
-                fact = self._missing(start, 0, kind, only_in_a, optimizer=optimizer, group=None, param=param, count=0)
-                yield self._fact(0, start, MISSING_RANK, number, fact)
+                one = since.get((0 if only_in_a else 1, optimizer)) if optimizer is not None else None
+                pair = 0 if one is None else one.pair
+                step = start if one is None else one.after + 1 + (0 if only_in_a else self.timeline.offsets[pair])
+                fact = self._missing(step, pair, kind, only_in_a, optimizer=optimizer, group=None, param=param, count=0)
+                yield self._fact(pair, step, MISSING_RANK, number, fact)
         for gap in self.timeline.gaps:
             optimizer = self.matching.pairs[gap.pair].a
             step, count = int(gap.steps[0]), len(gap.steps)

@@ -31,6 +31,7 @@ from optrace.compare.sameness import what_is_same
 from optrace.compare.source import Source, TraceLike, distinct_names, open_source
 from optrace.compare.state_names import match_state
 from optrace.compare.step_notes import note_steps
+from optrace.compare.successors import successors
 from optrace.compare.tally import Order, Tally
 from optrace.compare.timeline import Timeline
 from optrace.compare.tolerance import Tolerance
@@ -155,7 +156,7 @@ class _Comparison:
         facts = Facts(self.matching, self.numbering, self.timeline)
         certain = [
             *facts.of_hyper(self.hyper),
-            *facts.of_missing(missing),
+            *facts.of_missing(missing, successors((self.a, self.b), self.matching)),
             *facts.of_replicas(self.a, self.b),
             *facts.of_dtypes(self.a, self.b, self.side_a, self.side_b),
         ]

@@ -40,6 +40,8 @@ def what_is_same(
         yield f"step {before[0]}" if len(before) == 1 else f"steps {before[0]} to {before[-1]}"
     if step == 0 or first.kind == "replica":  # what ranks do not agree in may be anything at this step
         return
+    if first.quantity in ("step", "optimizer"):  # one side has nothing of this step
+        return
     if hyper.compared and not differing:
         yield "hyper-parameters"
     elif hyper.compared and rank > HYPER_RANK and all(found.step > step for found in differing):

@@ -91,7 +91,8 @@ def _what(report: DiffReport) -> str:
             return f"the gradient of {first.param}: None in {where}"
         return f"{quantity_words(first.quantity, first.step)}: that of {first.param} is gone in {where}"
     claimed = report.causes[0] if report.causes and report.causes[0].claimed else None
-    if first.kind == "missing" and (claimed is None or not first.quantity.startswith("state.")):
+    anew = first.quantity == "optimizer" and claimed is not None and claimed.code == "state-reset"
+    if first.kind == "missing" and not anew and (claimed is None or not first.quantity.startswith("state.")):
         where = report.a if first.b is None else report.b
         if first.quantity == "param" and {f"param {first.param}"} <= set(report.only_in_a) & set(report.only_in_b):
             return f"the groups: {first.param} is in another optimizer"

@@ -74,6 +74,62 @@ def test_equal_names_are_told_apart_by_shapes(tmp_path):
     assert report.same, str(report)
 
 
+def train_by_epochs(path, make, takes_over=None, steps=6):
+    """Three steps an epoch; `takes_over(old, params)` makes the optimizer of the second."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    optimizer = make(net.parameters())
+    x = torch.randn(steps, 4, 3)
+    with optrace.record(path, quiet=True):
+        for step in range(steps):
+            if step == 3 and takes_over is not None:
+                optimizer = takes_over(optimizer, net.parameters())
+            optimizer.zero_grad()
+            net(x[step]).square().mean().backward()
+            optimizer.step()
+    return path
+
+
+def adam(params):
+    return torch.optim.Adam(params, lr=0.1)
+
+
+def loaded(old, params):
+    optimizer = adam(params)
+    optimizer.load_state_dict(old.state_dict())
+    return optimizer
+
+
+def test_an_optimizer_that_is_made_anew_has_lost_its_state(tmp_path):
+    a = train_by_epochs(tmp_path / "a", adam)
+    b = train_by_epochs(tmp_path / "b", adam, lambda old, params: adam(params))
+    report = optrace.diff(a, b)
+    assert str(report).startswith("b differs from a - since step 4, in the state")
+    (cause,) = report.causes
+    assert cause.code == "state-reset"
+    assert cause.summary == (
+        "b goes on with a new optimizer from step 4 on: optimizer 1 (Adam) holds the same parameters and starts without"
+        " exp_avg, exp_avg_sq, step"
+    )
+    assert "once, before the loop" in cause.fix
+    assert report.matched == ("start values", "steps 1 to 3")
+    assert [cause.code for cause in optrace.diff(b, a).causes] == ["state-reset"]
+
+
+def test_nothing_is_lost_where_there_is_no_state_or_it_is_taken_over(tmp_path):
+    def plain(params):
+        return SGD(params, lr=0.1)
+
+    for make, takes_over in ((plain, lambda old, params: plain(params)), (adam, loaded)):
+        name = make.__name__
+        a = train_by_epochs(tmp_path / f"a-{name}", make)
+        b = train_by_epochs(tmp_path / f"b-{name}", make, takes_over)
+        report = optrace.diff(a, b)
+        assert report.first.step == 4
+        assert [cause.code for cause in report.causes] == ["steps-missing"]
+    assert optrace.diff(tmp_path / "a-adam", f"{tmp_path / 'b-adam'}@1").same
+
+
 def test_parameters_that_are_in_another_optimizer_are_not_missing(tmp_path):
     a, b = train(tmp_path / "a", together=True), train(tmp_path / "b", together=True, joint=True)
     report = optrace.diff(a, b)

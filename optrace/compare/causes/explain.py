@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from optrace.compare.causes import data, gradients, groups, lr, micro, replicas, start, state, steps, updates
+from optrace.compare.causes import anew, data, gradients, groups, lr, micro, replicas, start, state, steps, updates
 from optrace.compare.causes.case import Case, figure
 from optrace.compare.causes.cause import Cause
 from optrace.errors import OptraceError
@@ -133,6 +133,8 @@ def _of_missing(case: Case, rules: _Rules) -> list[Cause]:
     assert first is not None
     if first.quantity == "step":
         return list(steps.missing(case))
+    if first.quantity == "optimizer" and (found := list(anew.made_anew(case))):
+        return found
     if first.quantity in ("param", "optimizer") and first.count == 0:
         return list(start.frozen(case)) or list(groups.missing_params(case))
     late = list(groups.late_params(case)) if first.step in case.steps else []
