@@ -15,6 +15,8 @@ from independent import Capture
 
 import optrace
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 STEPS = 4
 SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (16,), (17,), (3, 5), (0,), (6, 7))
 STRIDED = (9, 4)

@@ -13,7 +13,10 @@ import optrace
 from optrace.recorder import steady
 from optrace.recorder.finding import Finder
 
-pytestmark = pytest.mark.skipif(steady.kernel is None, reason="without the C kernel each step is looked for anew")
+pytestmark = [
+    pytest.mark.usefixtures("only_what_is_new"),
+    pytest.mark.skipif(steady.kernel is None, reason="without the C kernel each step is looked for anew"),
+]
 
 WARM = 6
 """Steps after which an optimizer that stays as it is is known."""
