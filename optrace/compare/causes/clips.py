@@ -47,9 +47,9 @@ def clipped(case: Case, step: int, found: Gradients, c: float) -> Cause | None:
     if clips[0] or clips[1]:
         one, other_c = coefficients
         if one is not None and other_c is not None and one and abs(other_c / one - c) < 1e-3 * abs(c):
-            return Cause(
-                "grad-clip", _clip_words(clips), _clip_fix(clips), tuple(evidence), steps=(step, max(case.steps))
-            )
+            counted = _counted_otherwise(clips, found) if _like_norms(clips) else None
+            words, fix = counted or (_clip_words(clips), _clip_fix(clips))
+            return Cause("grad-clip", words, fix, tuple(evidence), steps=(step, max(case.steps)))
     constant = _constant_norm(case, step)
     if constant is not None:
         side, norm, n = constant
@@ -152,6 +152,42 @@ def _coefficient(clips: Sequence[Event]) -> float | None:
             return None
         c *= min(1.0, largest / (total + 1e-6))
     return c
+
+
+def _like_norms(clips: Sequence[Sequence[Event]]) -> bool:
+    """Whether both sides clip once and to one norm."""
+    return [len(events) for events in clips] == [1, 1] and _number(clips[0][0], "max_norm") == _number(
+        clips[1][0], "max_norm"
+    )
+
+
+def _counted_otherwise(clips: Sequence[Sequence[Event]], found: Gradients) -> tuple[str, str] | None:
+    """What a side counts into the total norm that is not the 2-norm of all gradients: cause and fix in words."""
+    for side, name in ((1, "{B}"), (0, "{A}")):
+        total, coefficient = _number(clips[side][0], "total_norm"), _coefficient(clips[side])
+        if not total or not coefficient:
+            continue
+        rows = dict(zip(found.names, (found.a, found.b)[side], strict=True))
+        largest = max(max(abs(row.low), abs(row.high)) for row in rows.values()) / coefficient
+        most, other = figure(_number(clips[side][0], "max_norm") or 0.0), ("{B}", "{A}")[side]
+        as_other = "use the 2-norm, as {A} does" if side else "use norm_type=inf, as {A} does"
+        if abs(total - largest) < 1e-5 * largest:
+            return (
+                f"{name} takes the largest element for the total norm (norm_type=inf), {other} the 2-norm of all; both"
+                f" clip to {most}",
+                f"in {{B}} {as_other}",
+            )
+        for part in dict.fromkeys(name.partition(".")[0] for name in rows):
+            own = [name for name in rows if name.partition(".")[0] == part]
+            norm = sum(rows[name].l2 ** 2 for name in own) ** 0.5
+            if len(own) < len(rows) and min(abs(total - norm), abs(total - norm / coefficient)) < 1e-5 * total:
+                fix = "clip all parameters at once" if side else f"clip the parameters of {part} alone"
+                return (
+                    f"{name} counts the gradients of {part} alone into the total norm, {other} counts others too; both"
+                    f" clip to {most}",
+                    f"in {{B}} {fix}, as {{A}} does",
+                )
+    return None
 
 
 def _without_1e_6(clips: Sequence[Sequence[Event]], c: float) -> int | None:

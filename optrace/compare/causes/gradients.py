@@ -11,6 +11,7 @@ from optrace.compare.causes.case import Case, close, factor_words, few, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.clips import clipped, clipped_apart, clipped_values
 from optrace.compare.causes.gradient_rows import Gradients, gradients_at
+from optrace.compare.causes.penalties import penalised
 from optrace.compare.words import count_words
 
 Floats = NDArray[np.float64]
@@ -59,7 +60,7 @@ def changed(case: Case) -> Iterator[Cause]:
     found = gradients_at(case, first.step)
     if not found.names:
         return
-    for explain in (_nonfinite, clipped_values, clipped_apart, _scaled, _accumulated, _partial):
+    for explain in (_nonfinite, clipped_values, clipped_apart, _scaled, _accumulated, penalised, _partial):
         cause = explain(case, first.step, found)
         if cause is not None:
             yield cause

@@ -194,8 +194,13 @@ def _option(case: Case, key: str, several: list[HyperDifference]) -> Cause:
     where = "" if len(groups) == n_groups == 1 else f" of {where}"
     since = "" if first.step <= min(case.steps, default=1) else f" since step {first.step}"
     evidence = [f"differs at {count_words(first.count, 'step')}, first at step {first.step}"]
-    schedulers = _writers(case, key, first)
-    if schedulers:
+    schedulers, missed = _writers(case, key, first), _writers(case, key, first, 0)
+    if missed:
+        evidence.append(
+            f"{missed} steps in {{A}} and writes {key} into the groups (cycle_momentum); {{B}}'s stay as they are"
+        )
+        fix = f"in {{B}} use {missed} with cycle_momentum=True, as {{A}} does, or cycle_momentum=False in both"
+    elif schedulers:
         evidence.append(f"{schedulers} steps in {{B}} and writes {key} into the groups (cycle_momentum)")
         fix = f"in {{B}} build {schedulers} with cycle_momentum=False, or do so in both"
     else:
@@ -223,15 +228,15 @@ def _cycling(case: Case) -> tuple[set[str], set[str]]:
     return a & {"OneCycleLR", "CyclicLR"}, b & {"OneCycleLR", "CyclicLR"}
 
 
-def _writers(case: Case, key: str, found: HyperDifference) -> str:
-    """A scheduler of B that is known to write momentum or betas, where B's value moves and A's does not."""
+def _writers(case: Case, key: str, found: HyperDifference, side: int = 1) -> str:
+    """A side's scheduler that is known to write momentum or betas, where its value moves and the other's does not."""
     if key not in ("momentum", "betas"):
         return ""
     values = [
-        {value for by_group in case.options(side, found.pair).values() if (value := by_group.get(group, {}).get(name))}
-        for side, group, name in ((0, found.group_a, key), (1, found.group_b, key))
+        {value for by_group in case.options(own, found.pair).values() if (value := by_group.get(group, {}).get(key))}
+        for own, group in ((0, found.group_a), (1, found.group_b))
     ]
-    return next(iter(sorted(_cycling(case)[1])), "") if len(values[0]) < 2 <= len(values[1]) else ""
+    return next(iter(sorted(_cycling(case)[side])), "") if len(values[1 - side]) < 2 <= len(values[side]) else ""
 
 
 def _difference(case: Case, pair: int, link: Link, key: str) -> HyperDifference:

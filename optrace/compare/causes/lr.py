@@ -206,11 +206,28 @@ class _Stories:
         n = sum(len(series.unequal) for series in self.changed)
         evidence = [f"differs at {count_words(n, 'place')} of the table; no shift, stretch or restart of it fits"]
         evidence += self._other_group()
-        if all(fixes):
+        evidence += self._courses()
+        if all(fixes) and any(len(np.unique(series.b[series.both])) > 1 for series in self.changed):
+            stays = _lr(self.changed[0].a)
+            fix = f"leave out what moves lr in {{B}}, or move it in {{A}} alike: in {{A}} it stays {stays}"
+        elif all(fixes):
             fix = f"in {{B}} {' and '.join(fixes)}"
         else:
             fix = "give the schedule of {B} the base lr and the options that it has in {A}"
         return Cause("lr-value", "; ".join(lines), fix, tuple(evidence), steps=(self.start, self.last))
+
+    def _courses(self) -> Iterator[str]:
+        """How lr goes where it moves on both sides: first, largest and last, of the first group that differs."""
+        series = self.changed[0]
+        courses = [side[series.both] for side in (series.a, series.b)]
+        if any(len(np.unique(course)) < DISTINCT for course in courses):
+            return
+        words = []
+        for name, course in zip(("{A}", "{B}"), courses, strict=True):
+            top, end = int(np.argmax(course)), len(course) - 1
+            peak = f", {figure(float(course[top]))} at most (step {series.both[top]})" if 0 < top < end else ""
+            words.append(f"{name}'s goes from {figure(float(course[0]))}{peak} to {figure(float(course[end]))}")
+        yield "; ".join(words)
 
     def _other_group(self) -> Iterator[str]:
         """Whether a group has lost what set its lr apart from another group's."""
@@ -224,6 +241,10 @@ class _Stories:
                         " {B} the same: its own factor is lost"
                     )
                     return
+
+
+def _lr(course: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
+    return figure(float(course[np.isfinite(course)][0]))
 
 
 def _met(fit: Fit) -> str:
