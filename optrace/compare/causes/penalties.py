@@ -36,8 +36,8 @@ def penalised(case: Case, step: int, found: Gradients) -> Cause | None:
     return None
 
 
-def _factor(term: Floats, a: Floats, b: Floats, eps: float) -> tuple[float | None, int]:
-    """K of b = a + k*term, and in how many elements it shows; no k where none fits, 0 where the two are equal."""
+def _factor(term: Floats, a: Floats, b: Floats, eps: float) -> tuple[float, int] | None:
+    """The k of b = a + k*term, and in how many elements it shows (0: a and b agree); None where none fits."""
     difference = b - a
     if not (np.isfinite(difference).all() and np.isfinite(term).all()):
         return None
