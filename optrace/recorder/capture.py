@@ -67,7 +67,12 @@ class _Running:
     """Whether all was as at the step before; then `params` are left out."""
 
     def __post_init__(self) -> None:
-        self.groups = list(enumerate(self.options))
+        self.set_options(self.options)
+
+    def set_options(self, options: Options) -> None:
+        """Take other options of the groups."""
+        self.options = options
+        self.groups = list(enumerate(options))
 
 
 class Capture:
@@ -84,6 +89,7 @@ class Capture:
         """Whether the table `params` must be written again."""
         self._settings = settings
         self._whole = settings.values in ("grad", "full")
+        self._no_samples = settings.values == "none"
         self._wanted = Quantities(settings.quantities)
         self._tell = tell
         self._copies = Copies(budget)
@@ -149,7 +155,7 @@ class Capture:
         labels += self._state_labels("state", state)
         rows = measure_now([*(located if split else ()), *state.located], torch.get_num_threads())
         self._remember(located, rows["fingerprint"][:split], state, rows["fingerprint"][split:])
-        if self._settings.values == "none":
+        if self._no_samples:
             rows["sample"] = np.nan
         for group in optimizer.param_groups:
             for option in hyper.unread_options(group):
@@ -214,8 +220,7 @@ class Capture:
             self._no_longer()
             return False
         if found == OPTIONS:
-            options = [hyper.scalars_of_group(group) for group in optimizer.param_groups]
-            running = self._as_ever = replace(running, options=options)
+            running.set_options([hyper.scalars_of_group(group) for group in optimizer.param_groups])
         self._running = running
         return True
 
@@ -265,7 +270,7 @@ class Capture:
         if running.steady and self._steady is not None and self._after is not None:
             if self._steady.after(optimizer, torch.get_num_threads()):
                 same = self._same
-                if same is None or same.groups is not running.groups or self._settings.values == "none":
+                if same is None or same.groups is not running.groups or self._no_samples:
                     same = self._same = Finished(running.groups, self._tensors(self._after, running.extra))
                 return same
         if self._steady is not None:
@@ -379,7 +384,7 @@ class Capture:
             present = np.concatenate([present, there])
         if layout is None or not len(layout):
             return None
-        if self._settings.values == "none":
+        if self._no_samples:
             rows["sample"] = np.nan
         return layout, rows, present
 

@@ -95,6 +95,8 @@ class StepContext:
         """By id of the optimizer: the thread that made, cleared or stepped it last."""
         self._gone: list[weakref.ref[Any]] = []
         self._stepped: set[int] = set()
+        self._past_first: set[int] = set()
+        """Optimizers (by id) whose first steps are over, as far as leftovers go."""
         self._running: dict[int, Backward] = {}
         self._scaled: list[tuple[weakref.ref[Any], Value]] = []
         self._at_first_step = at_first_step
@@ -166,6 +168,7 @@ class StepContext:
             for key in [key for key, held in list(self._references.items()) if held is reference]:
                 del self._references[key], self._tracks[key], self._thread_of[key]
                 self._stepped.discard(key)
+                self._past_first.discard(key)
 
     def _live(self) -> list[tuple[Any, Account]]:
         pairs = [(reference(), self._tracks[key]) for key, reference in list(self._references.items())]
@@ -353,19 +356,27 @@ class StepContext:
                 running = list(self._running.values())
                 for backward in [one for one in running if one.thread == here] or running:
                     self._give(backward, key)
-            batch = track.batch
+            batch, norm = track.batch, track.norm
+            if norm is not None:
+                norm = number(norm) if slots is None else slots.put(norm)
             taken = {
                 "loss": track.loss(slots),
                 "n_backward": track.n_backward,
                 "n_skipped": track.n_skipped,
-                "grad_norm": number(track.norm) if slots is None else slots.put(track.norm),
+                "grad_norm": norm,
                 "batch": None if batch is None else signed(batch),
                 "rng": track.rng,
             }
             self._closed, self._tracks[key] = track, self._closed
             self._tracks[key].clear()
-            self._leftovers.after_step(optimizer, _probes)
-            if key not in self._stepped:
-                self._stepped.add(key)
-                self._at_first_step()
+            if key not in self._past_first:
+                self._past_first_step(optimizer, key)
             return taken
+
+    def _past_first_step(self, optimizer: Any, key: int) -> None:
+        """What is looked at after an optimizer's first steps only."""
+        if not self._leftovers.after_step(optimizer, _probes):
+            self._past_first.add(key)
+        if key not in self._stepped:
+            self._stepped.add(key)
+            self._at_first_step()

@@ -145,9 +145,6 @@ class StepHooks:
         step = self._open.get(id(optimizer))
         if step is None or step.depth > 1 or not step.measured or step.thread != _thread():
             return
-        self._measure_after(optimizer, step)
-
-    def _measure_after(self, optimizer: Any, step: _Open) -> None:
         step.measured = False
         try:
             self._watcher.after_step(optimizer)
@@ -165,8 +162,8 @@ class StepHooks:
         if step.depth:
             return
         if step.alone:
-            self._measure_after(optimizer, step)
             self._open.pop(id(optimizer), None)
+            self._watcher.after_step(optimizer)
         else:
             del self._open[id(optimizer)]
             optimizer._optimizer_step_pre_hooks.pop(KEY, None)

@@ -49,8 +49,8 @@ class Leftovers:
                 self._touched.add(key)
                 self.left[key] = _look(param for reference, _, _ in left if (param := reference()) is not None)
 
-    def after_step(self, optimizer: Any, probes: Callable[[Any], Iterable[torch.Tensor]]) -> None:
-        """Judge a step, and follow what it leaves; only of an optimizer's first steps."""
+    def after_step(self, optimizer: Any, probes: Callable[[Any], Iterable[torch.Tensor]]) -> bool:
+        """Judge a step, one of an optimizer's first, and follow what it leaves. Whether more are to be judged."""
         key = id(optimizer)
         if key in self.left and key in self._touched:
             self._found.add(key)
@@ -64,6 +64,7 @@ class Leftovers:
                 self.left[key] = _look(probes(optimizer))
         if count <= STEPS:
             self._steps[key] = reference, count + 1
+        return count < STEPS
 
     def found(self, optimizer: Any) -> bool:
         """Whether the step last judged used gradients left by the one before; asked once a step."""

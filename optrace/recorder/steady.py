@@ -23,9 +23,9 @@ _NOT_OPTIONS = frozenset({"params", "param_names"})
 _NO_OPTION = ...
 
 DIFFERENT, OPTIONS, SAME = range(3)
-"""What a look may find: something else, the same tensors under other options, all the same."""
+"""What a look may find: something else, the same tensors under other options (floats), all the same."""
 
-Options = list[tuple[Any, ...]]
+Options = list[list[Any]]
 Params = list[tuple[Any, ...]]
 
 
@@ -34,15 +34,18 @@ class Steady:
 
     def __init__(self, before: BeforePlan, after: AfterPlan, params: Params, options: Options, state: Any) -> None:
         self._plan, self._plan_after = before, after
-        self._params, self._state = params, state
-        self._known: tuple[Any, ...] = ()
         self._before = before.jobs, before.rows, before.first_known, after.n_known, after.all_rows, after.first_known
         self._after = after.jobs, after.all_rows, before.rows, after.n_grads
         self.steps = 0
         """Steps that were known in one look."""
-        self.idle = False
+        self._rates = [
+            (pairs, place + 1) for pairs in options for place in range(0, len(pairs), 2) if pairs[place] == "lr"
+        ]
+        groups = tuple(zip(params, options, strict=True))
+        self._known = groups, state, (torch.Tensor, torch.nn.Parameter, torch.strided)
+        """The kernel takes floats that have changed over into the lists of options."""
+        self.idle = self._is_idle()
         """Whether there is an lr and every lr is 0."""
-        self._set(options)
 
     @classmethod
     def of(
@@ -85,12 +88,7 @@ class Steady:
         groups, state = optimizer.param_groups, optimizer.state
         found: int = kernel.before_again(self._known, groups, state, threads, *self._before)
         if found == OPTIONS:
-            options = _options(groups)
-            if options is None:
-                return DIFFERENT
-            self._set(options)
-            if kernel.before_again(self._known, groups, state, threads, *self._before) != SAME:
-                return DIFFERENT
+            self.idle = self._is_idle()
         return found
 
     def after(self, optimizer: Any, threads: int) -> bool:
@@ -106,11 +104,8 @@ class Steady:
         """Fingerprints in the last rows: of parameters, then of state."""
         return self._plan_after.words()
 
-    def _set(self, options: Options) -> None:
-        rates = [pairs[place + 1] for pairs in options for place in range(0, len(pairs), 2) if pairs[place] == "lr"]
-        self.idle = bool(rates) and not any(rates)
-        groups = tuple(zip(self._params, options, strict=True))
-        self._known = groups, self._state, (torch.Tensor, torch.nn.Parameter, torch.strided)
+    def _is_idle(self) -> bool:
+        return bool(self._rates) and not any([pairs[place] for pairs, place in self._rates])
 
 
 def _gradient(grads: Located | None, index: int) -> Any:
@@ -134,7 +129,7 @@ def _options(groups: Sequence[Mapping[str, Any]]) -> Options | None:
             elif type(value) not in _FIXED and (type(value) is not tuple or not _FIXED.issuperset(map(type, value))):
                 return None
             pairs += (key, value)
-        found.append(tuple(pairs))
+        found.append(pairs)
     return found
 
 

@@ -119,7 +119,9 @@ class Steps:
         track, replaced = None, None
         try:
             with torch._C.DisableTorchFunction():
-                track = self.find(optimizer) or self._new_track(optimizer)
+                track = self.by_id.get(id(optimizer))
+                if track is None or track.optimizer() is not optimizer:
+                    track = self._new_track(optimizer)
                 replaced = self._before(optimizer, track, args, kwargs)
         except Exception as error:
             session.fail(error)

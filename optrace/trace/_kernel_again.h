@@ -39,7 +39,8 @@ static int copy_rows(PyObject *to, PyObject *from, Py_ssize_t count)
     return fits ? 0 : -1;
 }
 
-/* What a look finds; where all is the same, values too have not changed since the rows `after` were measured. */
+/* What a look finds; where it is not "different", it has been measured, and values have not changed since the rows
+ * `after` were. */
 static PyObject *before_again(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     (void)module;
@@ -53,7 +54,7 @@ static PyObject *before_again(PyObject *module, PyObject *const *arguments, Py_s
     if (PyErr_Occurred())
         return NULL;
     int found = look_at(arguments[0], arguments[1], arguments[2], arguments[4]);
-    if (found == 2) {
+    if (found > 0) {
         if (measure_arrays(arguments[4], arguments[5], threads) < 0)
             return NULL;
         if (!same_fingerprints(arguments[5], first, arguments[8], first_after, count))

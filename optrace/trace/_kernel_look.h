@@ -137,21 +137,27 @@ static int same_option(PyObject *one, PyObject *other)
     return !memcmp(&a, &b, sizeof a);
 }
 
-/* -1: other keys; 0: other values; 1: the same. `known` holds key and value in turn, no value (...) for what is no
- * option. */
+/* -1: other keys, or values that are no floats; 0: other floats, which are `known` from now on; 1: the same.
+ *
+ * `known` is a list of key and value in turn, no value (...) for what is no option. */
 static int compare_options(PyObject *group, PyObject *known)
 {
     PyObject *key, *value;
     Py_ssize_t place = 0, k = 0;
     int same = 1;
     while (PyDict_Next(group, &place, &key, &value)) {
-        if (k >= PyTuple_Size(known) || key != PyTuple_GetItem(known, k))
+        if (k >= PyList_Size(known) || key != PyList_GetItem(known, k))
             return -1;
-        PyObject *before = PyTuple_GetItem(known, k + 1);
-        same = same && (before == Py_Ellipsis || same_option(value, before));
+        PyObject *before = PyList_GetItem(known, k + 1);
+        if (before != Py_Ellipsis && !same_option(value, before)) {
+            if (Py_TYPE(value) != &PyFloat_Type || Py_TYPE(before) != &PyFloat_Type ||
+                PyList_SetItem(known, k + 1, Py_NewRef(value)) < 0)
+                return -1;
+            same = 0;
+        }
         k += 2;
     }
-    return k == PyTuple_Size(known) ? same : -1;
+    return k == PyList_Size(known) ? same : -1;
 }
 
 static int state_is_known(PyObject *state, PyObject *known)

@@ -67,6 +67,58 @@ static PyObject *fill_tensors(PyObject *module, PyObject *const *arguments, Py_s
     return done < 0 ? NULL : Py_NewRef(Py_None);
 }
 
+/* ---- groups ---------------------------------------------------------------------------------------------------- */
+
+/* Puts the floats of one group into the message, if it has these keys and nothing else has changed.
+ *
+ * known: key, value and place in turn; a place of -1 where the value is no float, and must be the same object. */
+static int fill_options(Py_buffer *message, PyObject *known, PyObject *options)
+{
+    PyObject *key, *value;
+    Py_ssize_t at = 0, k = 0;
+    while (PyDict_Next(options, &at, &key, &value)) {
+        if (k >= PyTuple_Size(known) || key != PyTuple_GetItem(known, k))
+            return 0;
+        const long long place = PyLong_AsLongLong(PyTuple_GetItem(known, k + 2));
+        if (place < 0) {
+            if (value != PyTuple_GetItem(known, k + 1))
+                return 0;
+        } else {
+            if (Py_TYPE(value) != &PyFloat_Type || !lies_within(message, place, 8))
+                return 0;
+            const double number = PyFloat_AsDouble(value);
+            put(message, place, &number, 8);
+        }
+        k += 3;
+    }
+    return k == PyTuple_Size(known);
+}
+
+/* Whether the options of all groups, (index, options) each, fitted; else the batch is of no use until it is refilled. */
+static PyObject *fill_groups(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    Py_buffer message;
+    (void)module;
+    if (n != 3 || !PyTuple_CheckExact(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "fill_groups(message, known, groups)");
+        return NULL;
+    }
+    PyObject *all = arguments[1], *groups = arguments[2];
+    int fits = PyList_CheckExact(groups) && PyList_Size(groups) == PyTuple_Size(all);
+    if (PyObject_GetBuffer(arguments[0], &message, PyBUF_WRITABLE) < 0)
+        return NULL;
+    for (Py_ssize_t g = 0; fits && g < PyTuple_Size(all); g++) {
+        PyObject *known = PyTuple_GetItem(all, g), *given = PyList_GetItem(groups, g); /* (index, known); the same */
+        fits = PyTuple_CheckExact(given) && PyTuple_Size(given) == 2 && PyDict_CheckExact(PyTuple_GetItem(given, 1)) &&
+               PyObject_RichCompareBool(PyTuple_GetItem(given, 0), PyTuple_GetItem(known, 0), Py_EQ) == 1 &&
+               fill_options(&message, PyTuple_GetItem(known, 1), PyTuple_GetItem(given, 1));
+    }
+    PyBuffer_Release(&message);
+    if (PyErr_Occurred())
+        PyErr_Clear(); /* Python's business */
+    return Py_NewRef(fits ? Py_True : Py_False);
+}
+
 /* ---- steps ----------------------------------------------------------------------------------------------------- */
 
 /* The value of one column: 'd' a float, 'q' an int; 0 if it is of another kind. */

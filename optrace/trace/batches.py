@@ -24,10 +24,12 @@ _TEMPLATES = 256
 
 _KEY_COLUMNS = ("step", "optimizer")
 _STATISTICS = 9
+_FIXED = frozenset({float, int, bool, str, type(None)})
 _FIRST_STATISTIC = "mean"
 _SECOND_STATISTIC = "l1"
 
 _fill_tensors: Any = None if kernel is None else kernel.fill_tensors
+_fill_groups: Any = None if kernel is None else kernel.fill_groups
 _fill_step: Any = None if kernel is None else kernel.fill_step
 _fill_events: Any = None if kernel is None else kernel.fill_events
 """Each fills a batch that has been laid out before in one call; None without the C kernel."""
@@ -143,13 +145,12 @@ class GroupBatches:
         if last is not None and groups is last.groups:
             last.steps.fill(step)
             return last.message
-        signature = _signature(groups)
-        if last is not None and ((signature is not None and last.signature == signature) or last.take_floats(groups)):
+        if last is not None and self.refill(optimizer, groups):
             last.steps.fill(step)
-            last.signature, last.groups = signature, groups
             return last.message
         rows = [(group, *scalar) for group, options in groups for scalar in flatten(options)]
         if not rows:
+            self._last.pop(optimizer, None)
             return None
         key = (optimizer, tuple((group, name, kind, text) for group, name, kind, _, text in rows))
         template = self._templates.get(key)
@@ -157,10 +158,25 @@ class GroupBatches:
             if len(self._templates) >= _TEMPLATES:
                 self._templates.clear()
             template = self._templates[key] = self._build(optimizer, rows)
-        last = self._last[optimizer] = _LastGroups(signature, template, groups)
+        last = self._last[optimizer] = _LastGroups(_signature(groups), template, groups)
         last.numbers[:] = [row[3] for row in rows]
         last.steps.fill(step)
         return template.bytes
+
+    def refill(self, optimizer: int, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bool:
+        """Put the options into the optimizer's last batch, if nothing but floats has changed; whether so."""
+        last = self._last.get(optimizer)
+        if last is None:
+            return False
+        if _fill_groups is not None and last.known is not None and _fill_groups(last.message, last.known, groups):
+            last.signature = None
+        else:
+            signature = _signature(groups)
+            if (signature is None or last.signature != signature) and not last.take_floats(groups):
+                return False
+            last.signature = signature
+        last.groups = groups
+        return True
 
     def part(self, optimizer: int) -> Part | None:
         """For a standing order, after `fill`."""
@@ -197,6 +213,15 @@ class _LastGroups:
         self._rest = self._rest_of(groups)
         floats = [type(value) is float for _, options in groups for value in _members(options)]
         self._where = np.flatnonzero(floats)
+        places = iter((template.place("number")[0] + 8 * self._where).tolist())
+        self.known: tuple[Any, ...] | None = None
+        """For the kernel: of each option its key, its value and the place of a float, or -1; None where a value that is
+        no float could change and stay the same object."""
+        if all(type(value) in _FIXED for _, options in groups for value in options.values()):
+            self.known = tuple(
+                (group, tuple(part for item in options.items() for part in (*item, _place(item[1], places))))
+                for group, options in groups
+            )
 
     def take_floats(self, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bool:
         """Take over the floats if nothing else has changed; else False, and nothing is taken."""
@@ -213,6 +238,11 @@ class _LastGroups:
     def _rest_of(self, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> bytes | None:
         pairs = zip(groups, self._others, strict=True)
         return _signature([options[key] for (_, options), keys in pairs for key in keys])
+
+
+def _place(value: Any, places: Iterator[int]) -> int:
+    """Where a float goes; -1 for a value that must stay the same object."""
+    return next(places) if type(value) is float else -1
 
 
 def _signature(values: Any) -> bytes | None:

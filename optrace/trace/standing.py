@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optrace.trace.batches import Part
+from optrace.trace.batches import GroupBatches, Part
 from optrace.trace.measure import kernel
 from optrace.trace.stream import TableStream
 
@@ -24,30 +24,36 @@ class StandingOrder:
         optimizer: int,
         groups: Sequence[tuple[int, Mapping[str, Any]]],
         tensors: tuple[Any, Any, Any],
+        batches: GroupBatches,
         parts: Sequence[tuple[TableStream, Part | None]],
     ) -> None:
-        """`groups` and the members of `tensors` are known again by identity; `parts`: one a table, in order."""
+        """The members of `tensors` are known again by identity; `parts`: one a table, in order.
+
+        `groups` have been filled by `batches`, which knows where their floats go.
+        """
         self._optimizer = optimizer
         self._groups = groups
         self._tensors = tensors
+        self._batches = batches
         self._order = tuple([None if part is None else (stream.descriptor, *part) for stream, part in parts])
         self.sizes = tuple([(stream, len(part[0])) for stream, part in parts if part is not None])
         """The streams that it appends to, and the bytes of their batches."""
 
-    def is_for(self, groups: Any, tensors: Any) -> bool:
-        """Whether options and rows are where they were."""
-        layout, rows, present = self._tensors
-        return (
-            groups is self._groups and tensors[1] is rows and tensors[0] is layout and tensors[2] is present
-            if tensors is not None
-            else groups is self._groups and layout is None
-        )
-
-    def write(self, step: int, values: Mapping[str, Any], events: list[Any]) -> bool:
+    def write(self, step: int, groups: Any, tensors: Any, values: Mapping[str, Any], events: list[Any]) -> bool:
         """Write a step; False, and nothing is written, where it is laid out otherwise.
 
         OSError: part of it may have been written. The sizes of the streams are the caller's business.
         """
+        layout, rows, present = self._tensors
+        if tensors is None:
+            if layout is not None:
+                return False
+        elif tensors[1] is not rows or tensors[0] is not layout or tensors[2] is not present:
+            return False
+        if groups is not self._groups:
+            if self._order[0] is None or not self._batches.refill(self._optimizer, groups):
+                return False
+            self._groups = groups
         written: bool = _write_order(self._order, step, self._optimizer, values, events)
         return written
 

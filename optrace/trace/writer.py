@@ -187,14 +187,25 @@ class RankWriter:
     ) -> bool:
         """Write a step as `write_step` does, in a fraction of its time, if it is laid out as the last two were.
 
-        Whether it was: else nothing has been written. Options and rows are known again by being the same objects.
+        Whether it was: else nothing has been written. Rows are known again by being the same objects.
         """
         with self._lock:
             order = self._orders.get(optimizer)
-            if order is None or self._busy or self._closed or not order.is_for(groups, tensors):
+            if order is None or self._busy or self._closed or os.getpid() != self._pid:
                 return False
-            self._check()
-            return self._write_order(order, step, steps, events)
+            try:
+                if not order.write(step, groups, tensors, steps, events):
+                    return False
+            except BaseException:
+                self._take_back([(stream, stream.size) for stream in self._tables])
+                raise
+            limit, full = self.segment_bytes, False
+            for stream, size in order.sizes:
+                stream.size += size
+                full = full or stream.size > limit
+            if full:
+                self._after_write()
+            return True
 
     def write_events(self, events: Sequence[Event]) -> None:
         """Write events that belong to no finished step. From a signal handler amid a write they come right after it."""
@@ -273,31 +284,16 @@ class RankWriter:
             if problem is not None:
                 raise problem
 
-    def _write_order(self, order: StandingOrder, step: int, steps: Mapping[str, Any], events: list[Event]) -> bool:
-        try:
-            if not order.write(step, steps, events):
-                return False
-        except BaseException:
-            self._take_back([(stream, stream.size) for stream in self._tables])
-            raise
-        limit, full = self.segment_bytes, False
-        for stream, size in order.sizes:
-            stream.size += size
-            full = full or stream.size > limit
-        if full:
-            self._after_write()
-        return True
-
     def _stand_ready(self, optimizer: int, groups: Any, tensors: Any, whole: bool) -> None:
         """Have the next step of an optimizer written in one call, if this one was laid out as the one before it."""
-        known = (groups, *(tensors if tensors is not None else (None, None, None)))
+        group_part = self._groups.part(optimizer) if groups else None
+        known = (group_part and group_part[0], *(tensors if tensors is not None else (None, None, None)))
         before = self._before.get(optimizer)
         self._before[optimizer] = known
         if not whole or self.max_bytes is not None or not can_stand():
             return
         if before is None or any(old is not new for old, new in zip(before, known, strict=True)):
             return
-        group_part = self._groups.part(optimizer) if groups else None
         tensor_part = None
         if tensors is not None and len(tensors[0]):
             tensor_part = tensors[0].part(*tensors[1:])
@@ -308,7 +304,7 @@ class RankWriter:
             return
         pairs = list(zip(self._tables, parts, strict=True))
         if all(part is None or stream.descriptor >= 0 for stream, part in pairs):
-            self._orders[optimizer] = StandingOrder(optimizer, groups, known[1:], pairs)
+            self._orders[optimizer] = StandingOrder(optimizer, groups, known[1:], self._groups, pairs)
 
     def _check(self) -> None:
         if os.getpid() != self._pid:

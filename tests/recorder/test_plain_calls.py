@@ -45,6 +45,25 @@ class Plain:
         self.schedule.step()
 
 
+class Scheduled(Plain):
+    """An lr that changes with each step, and other options at times, one of them during a step."""
+
+    def __init__(self):
+        super().__init__(lambda params: torch.optim.AdamW(params, lr=0.1, betas=(0.9, 0.99)))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.2, total_steps=STEPS + 1)
+
+    def backward(self):
+        super().backward()
+        group = self.optimizer.param_groups[0]
+        self.count = getattr(self, "count", 0) + 1
+        if self.count == 6:
+            group["maximize"] = True
+        if self.count == 8:
+            group["lr"] = 0.0
+        if self.count == 10:
+            group["weight_decay"] = 1
+
+
 class Accumulates(Plain):
     """Two backwards a step, and gradients that are cleared between some."""
 
@@ -211,8 +230,8 @@ class UserEvents(Plain):
 
 
 PROGRAMS = [
-    Plain, Accumulates, ZeroesInPlace, Clips, ManyRoots, Fails, Subclassed, Closure, Two, Draws, Watched, Threads,
-    UserEvents,
+    Plain, Scheduled, Accumulates, ZeroesInPlace, Clips, ManyRoots, Fails, Subclassed, Closure, Two, Draws, Watched,
+    Threads, UserEvents,
 ]  # fmt: skip
 
 

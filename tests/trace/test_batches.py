@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optrace.trace import batches
-from optrace.trace.batches import EventBatches, StepBatches, TensorLayout
+from optrace.trace.batches import EventBatches, GroupBatches, StepBatches, TensorLayout
 from optrace.trace.measure import ROW, kernel
 from optrace.trace.schema import Event
 
@@ -46,6 +46,7 @@ def of_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_fill_events", None)
     monkeypatch.setattr(batches, "_fill_tensors", None)
     monkeypatch.setattr(batches, "_fill_step", None)
+    monkeypatch.setattr(batches, "_fill_groups", None)
 
 
 @settings(max_examples=100, deadline=None)
@@ -86,6 +87,35 @@ def test_rows_of_steps_are_filled_alike(several: list[dict[str, Any]]) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 of_python(patch)
                 assert found == bytes(pythons.fill(step, number, values))
+
+
+SCALARS = st.one_of(st.floats(), st.integers(-3, 3), st.booleans(), st.none(), st.sampled_from(["a", "b"]))
+OPTIONS = st.fixed_dictionaries(
+    {"lr": SCALARS, "momentum": st.floats()}, optional={"betas": st.tuples(SCALARS, SCALARS)}
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(OPTIONS, min_size=1, max_size=3), min_size=1, max_size=5), st.lists(st.floats(), max_size=5))
+def test_options_are_filled_alike(several: list[list[dict[str, Any]]], rates: list[float]) -> None:
+    ours, pythons = GroupBatches(), GroupBatches()
+    several += [[{**options, "lr": rate} for options in several[-1]] for rate in rates]
+    for number, given_options in enumerate(several):
+        for groups in (list(enumerate(given_options)), list(enumerate(given_options))):
+            message = ours.fill(number, 1, groups)
+            found = None if message is None else bytes(message)
+            with pytest.MonkeyPatch.context() as patch:
+                of_python(patch)
+                message = pythons.fill(number, 1, groups)
+            assert found == (None if message is None else bytes(message))
+
+
+def test_a_value_that_changes_within_itself_is_seen() -> None:
+    filled, inside = GroupBatches(), [0.5]
+    first = bytes(filled.fill(1, 0, [(0, {"lr": 0.1, "betas": inside})]))
+    inside[0] = 0.25
+    groups = [(0, {"lr": 0.1, "betas": inside})]
+    assert bytes(filled.fill(1, 0, groups)) == bytes(GroupBatches().fill(1, 0, groups)) != first
 
 
 def test_events_like_the_last_are_filled_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

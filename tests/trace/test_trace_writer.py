@@ -506,7 +506,8 @@ def test_what_a_standing_order_does_not_fit_is_written_anew(tmp_path):
     write = story.writer.write_again
     assert not write(21, 0, groups, (layout, rows, present), row, event)  # other arrays
     present = story._present[0, (True,) * len(layout)]
-    assert not write(21, 0, list(groups), (layout, rows, present), row, event)  # another list of options
+    assert not write(21, 0, groups[:1], (layout, rows, present), row, event)  # other options
+    assert not write(21, 0, [], (layout, rows, present), row, event)
     assert not write(21, 0, groups, None, row, event)
     assert not write(21, 1, groups, (layout, rows, present), row, event)  # another optimizer
     story.writer.close()
