@@ -69,6 +69,17 @@ def gather(flat: Mapping[str, Any]) -> dict[str, Any]:
     return gathered
 
 
+def unlike(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Options that a rule cannot read because they are no number where its default is one, or other numbers of them."""
+    return [name for name, default in defaults.items() if name in options and not _alike(options[name], default)]
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default)
+    return not isinstance(value, tuple) and (not isinstance(default, int | float) or isinstance(value, int | float))
+
+
 def text_of(value: Any) -> str:
     """A hyper-parameter as people write it."""
     if isinstance(value, float):

@@ -7,6 +7,7 @@ from typing import Any
 
 from optrace.reference.rule import RULES
 from optrace.replayer.guesses import Guess, Series, decay_words, lr_words
+from optrace.replayer.options import unlike
 
 _DECOUPLED = ("adamw", "lion")
 """Rules whose weight decay never goes through the gradient."""
@@ -17,6 +18,7 @@ def rule_guesses(class_name: str, series: Sequence[Series]) -> Iterator[Guess]:
     """Each elementwise rule that can be followed with the recorded options, that of the class's name first."""
     options = series[0].options
     able = [r for r in RULES.values() if r.elementwise and set(r.defaults) <= set(options)]
+    able = [r for r in able if not any(unlike(one.options, r.defaults) for one in series)]
     for rule in sorted(able, key=lambda r: r.name != class_name.lower()):
         title = class_name if rule.name == class_name.lower() else rule.name
         decays = {one.member.name: float(one.options.get("weight_decay") or 0.0) for one in series}

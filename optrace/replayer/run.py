@@ -17,7 +17,7 @@ from optrace.reference.variants import VARIANTS
 from optrace.replayer.classes import rule_of_class
 from optrace.replayer.cubes import Cube, cubes, members_of
 from optrace.replayer.engine import SCALARS, Carried, Groups, Residuals, arithmetic_dtype, residuals, spot
-from optrace.replayer.options import options_by_step
+from optrace.replayer.options import options_by_step, unlike
 from optrace.replayer.report import Look, Miss, ReplayReport
 from optrace.replayer.single import entry_of, explains
 from optrace.trace.reader import Trace, open_trace
@@ -62,6 +62,7 @@ def replay(
         raise TraceError(f"replay follows one rule: {rule} or the given class, not both")
     members = members_of(trace, optimizer)
     groups = _filled(options_by_step(trace, optimizer, *steps), chosen)
+    _refuse_unlike(groups, chosen, names[optimizer])
 
     def gathered(lacking: frozenset[str]) -> _Gatherer:
         gatherer = _Gatherer(chosen, groups, tolerance, _carried(lacking))
@@ -113,6 +114,16 @@ def _choose(rule: str | None, class_name: str) -> Rule:
             f" checked by: optrace golden check MODULE:CLASS --rule {chosen.name}"
         )
     return chosen
+
+
+def _refuse_unlike(groups: Groups, rule: Rule, class_name: str) -> None:
+    """TraceError where the rule cannot read an option that is recorded under its name."""
+    for options in (options for by_group in groups.values() for options in by_group.values()):
+        for name in unlike(options, rule.defaults):
+            raise TraceError(
+                f"{rule.name} takes {name} like {rule.defaults[name]!r}, and {class_name} has {options[name]!r}: its"
+                " rule is another; name one with --rule that takes such options, or the class itself with --as"
+            )
 
 
 def _filled(groups: dict[int, dict[int, dict[str, Any]]], rule: Rule) -> Groups:

@@ -13,6 +13,7 @@ from optrace.errors import OptraceError
 
 if TYPE_CHECKING:
     from optrace.compare.causes.rules import Verdict
+    from optrace.compare.hyper import HyperDifference
 
 MOST = 6
 """Causes that a report holds at most."""
@@ -159,8 +160,7 @@ def _of_hyper(case: Case, rules: _Rules) -> list[Cause]:
     moved = list(groups.membership(case))
     lacking = [found for found in groups.lacking(case) if found.key == key]
     if lacking:
-        verdict = rules(case.pair)
-        return list(verdict.causes) or [groups.lacking_option(lacking[0])]
+        return _of_lacking(case, rules, lacking[0])
     in_moved = any(
         case.pair == pair and first.group == link[0]
         for pair in range(len(case.matching.pairs))
@@ -178,6 +178,21 @@ def _of_hyper(case: Case, rules: _Rules) -> list[Cause]:
     causes = list(groups.options(case))
     named = [cause for cause in causes if key.partition(".")[0] in cause.summary.partition(" is ")[0]]
     return found or named or causes
+
+
+def _of_lacking(case: Case, rules: _Rules, found: HyperDifference) -> list[Cause]:
+    """An option that one side does not have: what the rule does instead, where replays say it; else candidates."""
+    verdict = rules(case.pair)
+    if verdict.causes:
+        return list(verdict.causes)
+    option = groups.lacking_option(found)
+    if verdict.unlike is not None:
+        return [replace(verdict.unlike, evidence=(*verdict.unlike.evidence, option.summary))]
+    if "update" not in case.first_steps or verdict.same_rule:
+        return [option]
+    from optrace.compare.causes.rules import unlike_updates
+
+    return [replace(option, score=0.5), replace(unlike_updates(case, case.first_steps["update"]), score=0.5)]
 
 
 def _made_up(case: Case, rules: _Rules) -> list[Cause]:

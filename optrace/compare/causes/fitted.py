@@ -13,6 +13,7 @@ from optrace.compare.causes.replays import Recorded
 from optrace.replayer.cubes import Cube, renamed
 from optrace.replayer.engine import Groups
 from optrace.replayer.known import Rule, Variant
+from optrace.replayer.options import unlike
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +30,8 @@ def fitted_variants(record: Recorded, rule: Rule) -> Iterator[tuple[Variant, Gro
         return
     cube = renamed(cube, names)
     options = record.groups_for(rule.name)
+    if any(unlike(own, rule.defaults) for groups in options.values() for own in groups.values()):
+        return
     for variant, hyper in _averages(rule, cube, options):
         yield variant, record.groups_for(rule.name, hyper)
     yield from hard_coded(rule, cube, options)

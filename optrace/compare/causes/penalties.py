@@ -38,6 +38,8 @@ def penalised(case: Case, step: int, found: Gradients) -> Cause | None:
 
 def _factor(term: Floats, a: Floats, b: Floats, eps: float) -> tuple[float, int] | None:
     """The k of b = a + k*term, and in how many elements it shows (0: a and b agree); None where none fits."""
+    if not len(a):
+        return 0.0, 0
     difference = b - a
     if not (np.isfinite(difference).all() and np.isfinite(term).all()):
         return None

@@ -101,6 +101,17 @@ def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
     )
 
 
+def unlike_updates(case: Case, step: int) -> Cause:
+    """The candidate that rules differ, where an option that one side lacks may be all of it."""
+    return Cause(
+        "rule-unknown",
+        f"{{B}} computes another update than {{A}} at step {step}, for another reason than that option",
+        "give both the option with the same value and compare again (optrace repro {A} {B} writes the numbers)",
+        tuple(_ratios(case, step)),
+        steps=(step, step),
+    )
+
+
 def _ratios(case: Case, step: int) -> Iterator[str]:
     rows_a, rows_b = case.at(step)
     ratios = []

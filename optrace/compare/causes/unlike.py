@@ -9,6 +9,7 @@ from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.replays import STEP_EPS, Recorded, Trial
 from optrace.compare.words import count_words
 from optrace.replayer.known import Rule
+from optrace.replayer.options import unlike
 
 BEYOND = 4 * STEP_EPS
 """Eps from which on a miss is none of another rounding."""
@@ -32,6 +33,18 @@ def not_followed(
     Returns:
         None where the miss may be rounding, or is seen in the state alone, which may be kept in another form.
     """
+    wrong, other = case.subject(record.side, pair), case.subject(1 - record.side, pair)
+    kind = case.class_name(record.side, pair)
+    named = f"{wrong}'s {kind}" if wrong.startswith("{") else wrong
+    options = [own for groups in record.groups_for(rule.name).values() for own in groups.values()]
+    for own in options:
+        for name in unlike(own, rule.defaults):
+            return Cause(
+                "rule-unknown",
+                f"{named} follows another rule than {rule.name}, which {other} follows: it has {name}={own[name]!r}",
+                "use one rule; equal options alone do not make the two agree",
+                (f"{rule.name} takes {name} like {rule.defaults[name]!r}",),
+            )
     for trial in sorted(trials, key=lambda trial: not trial.carry):
         missed = record.first_miss(trial, rule, record.groups_for(rule.name))
         if missed is None or missed.quantity != "param" or missed.eps <= BEYOND:
@@ -39,9 +52,6 @@ def not_followed(
         made, meant = missed.recorded - missed.before, missed.expected - missed.before
         if abs(made - meant) <= SHARE * abs(meant):
             continue
-        wrong, other = case.subject(record.side, pair), case.subject(1 - record.side, pair)
-        kind = case.class_name(record.side, pair)
-        named = f"{wrong}'s {kind}" if wrong.startswith("{") else wrong
         shift = case.offset(pair) if record.side else 0
         step = missed.step + shift
         return Cause(
