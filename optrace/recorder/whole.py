@@ -12,6 +12,7 @@ import torch
 from optrace.recorder.jobs import size_of
 from optrace.recorder.plans import Located
 from optrace.recorder.tensors import COMPLEX, Found, bytes_at, dtype_name, torch_dtype
+from optrace.trace.direct import BLOCK, IN_PLACE
 
 Values = dict[str, tuple[str, tuple[int, ...], Any]]
 """`<optimizer>/<quantity>/<param>` -> dtype name, shape, buffer; what `RankWriter.write_values` takes."""
@@ -61,7 +62,7 @@ class KeptBuffers:
         try:
             kept = self._free[size].pop()
         except (KeyError, IndexError):
-            kept = np.empty(size, np.uint8)
+            kept = np.empty(size, np.uint8) if size < IN_PLACE else _on_a_page(size)
         np.copyto(kept, np.frombuffer(source, np.uint8))
         return kept
 
@@ -75,6 +76,13 @@ class KeptBuffers:
     def release(self) -> None:
         """Forget all memory that is not in use."""
         self._free.clear()
+
+
+def _on_a_page(size: int) -> Buffer:
+    """Memory that begins with a page, from where it can be written past the page cache."""
+    memory = np.empty(size + BLOCK, np.uint8)
+    start = -memory.ctypes.data % BLOCK
+    return memory[start : start + size]
 
 
 buffers = KeptBuffers()

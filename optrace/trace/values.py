@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from optrace.errors import TraceError
 from optrace.trace import fingerprint
-from optrace.trace.direct import write_file
+from optrace.trace.direct import BLOCK, LEAST, write_file
 
 CODES = {
     "float64": "F64",
@@ -125,7 +125,11 @@ def write_packed(rank: Path, step: int, packed: Packed) -> None:
 
 
 def _pack(values: Mapping[str, tuple[str, Sequence[int], Any]]) -> tuple[bytes, list[memoryview]]:
-    """Header and buffers, wide dtypes first so that every tensor starts at a multiple of its element's size."""
+    """Header and buffers, wide dtypes first so that every tensor starts at a multiple of its element's size.
+
+    Of one dtype those that are whole blocks come first, and the header of a large file is padded to whole blocks: so
+    most of its bytes can be written from where they lie.
+    """
     entries = []
     dtypes = {}
     for key, (dtype, shape, buffer) in values.items():
@@ -149,7 +153,7 @@ def _pack(values: Mapping[str, tuple[str, Sequence[int], Any]]) -> tuple[bytes, 
         if len(data) != math.prod(sizes) * _NUMPY[code].itemsize:
             raise TraceError(f"the values of {key!r} are {len(data)} bytes, not {dtype} of shape {tuple(shape)}")
         entries.append((key, code, sizes, data))
-    entries.sort(key=lambda entry: (-_NUMPY[entry[1]].itemsize, entry[0]))
+    entries.sort(key=lambda entry: (-_NUMPY[entry[1]].itemsize, len(entry[3]) % BLOCK != 0, entry[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "optrace"}}
     if dtypes:
         header["__metadata__"][_METADATA] = json.dumps(dtypes, separators=(",", ":"))
@@ -158,7 +162,7 @@ def _pack(values: Mapping[str, tuple[str, Sequence[int], Any]]) -> tuple[bytes, 
         header[key] = {"dtype": code, "shape": sizes, "data_offsets": [start, start + len(data)]}
         start += len(data)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % (BLOCK if start >= LEAST else 8))
     return len(text).to_bytes(8, "little") + text, [entry[3] for entry in entries]
 
 

@@ -42,6 +42,34 @@ def test_a_file_holds_its_buffers(folder, size):
         assert (folder / "file").read_bytes() == data.tobytes()
 
 
+def on_a_page(data):
+    memory = np.empty(len(data) + direct.BLOCK, np.uint8)
+    start = -memory.ctypes.data % direct.BLOCK
+    memory[start : start + len(data)] = data
+    return memory[start : start + len(data)]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (direct.BLOCK, direct.LEAST, direct.BLOCK * 100, direct.LEAST + 17),
+        (direct.BLOCK * 64 + 5, direct.LEAST, 3),
+        (9, direct.LEAST, direct.BLOCK * 64),
+        (direct.LEAST,),
+    ],
+)
+def test_buffers_that_begin_with_a_page_are_written_where_they_lie(folder, sizes, monkeypatch):
+    random = np.random.default_rng(len(sizes))
+    parts = [on_a_page(random.integers(0, 256, size, np.uint8)) for size in sizes]
+    places, write = [], direct.write_aligned
+    address = lambda data: np.frombuffer(data, np.uint8).ctypes.data if len(data) else 0  # noqa: E731
+    monkeypatch.setattr(direct, "write_aligned", lambda fd, data: places.append(address(data)) or write(fd, data))
+    direct.write_file(folder / "file", [part.data for part in parts], sum(sizes))
+    assert (folder / "file").read_bytes() == b"".join(part.tobytes() for part in parts)
+    if places:  # the file system knows O_DIRECT
+        assert (parts[-1].ctypes.data in places) == (sizes[0] % direct.BLOCK == 0)
+
+
 def test_a_large_file_on_a_disk_goes_past_the_page_cache(tmp_path, monkeypatch):
     try:
         os.close(os.open(tmp_path / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
