@@ -161,7 +161,7 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
         "Time of a training step, forward to scheduler, over that of a bare one; turns of both alternate in one process"
         " and the trace is written to disk. Median of the turns (quartiles).",
     )
-    names = ("two-layer", "gpt-3m") if quick else ("two-layer", "cnn-11m", "gpt-29m", "gpt-124m")
+    names = ("two-layer", "gpt-3m") if quick else ("two-layer", "two-layer-cosine", "cnn-11m", "gpt-29m", "gpt-124m")
     if torch.cuda.is_available():
         names = (*names, *ON_CUDA)
     ways = _ways()

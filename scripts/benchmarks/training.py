@@ -49,15 +49,25 @@ def _training(
 
 def two_layers() -> Training:
     """The two-layer regression of docs/examples: 31 parameters in 4 tensors, SGD with momentum, two groups, StepLR."""
+    # 100,000 steps lower the lr to some billionths of it and not to 0, with which a step may be none
+    return _two_layers("two-layer", lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 50, gamma=0.99))
+
+
+def two_layers_each_step() -> Training:
+    """The same under a schedule that sets another lr at each step."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts
+    return _two_layers("two-layer-cosine", lambda optimizer: schedule(optimizer, 100, eta_min=1e-4))
+
+
+def _two_layers(name: str, schedule: Callable[[torch.optim.Optimizer], Any]) -> Training:
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 11).reshape(11, 1)
     y = 3 * x + 0.5
     first, second = nn.Linear(1, 10), nn.Linear(10, 1)
     groups = [{"params": first.parameters(), "lr": 0.01}, {"params": second.parameters(), "lr": 0.001}]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=50, gamma=0.5)
     return _training(
-        "two-layer", optimizer, lambda: ((second(first(x)) - y) ** 2).mean(), steps=300, warm=30, schedule=schedule
+        name, optimizer, lambda: ((second(first(x)) - y) ** 2).mean(), steps=300, warm=30, schedule=schedule(optimizer)
     )
 
 
@@ -159,6 +169,13 @@ def gpt_3m() -> Training:
     return _gpt("gpt-3m", 2048, 256, 3, batch=8, length=128)
 
 
-TRAININGS = {"two-layer": two_layers, "cnn-11m": cnn, "gpt-3m": gpt_3m, "gpt-29m": gpt_29m, "gpt-124m": gpt_124m}
+TRAININGS = {
+    "two-layer": two_layers,
+    "cnn-11m": cnn,
+    "gpt-3m": gpt_3m,
+    "gpt-29m": gpt_29m,
+    "gpt-124m": gpt_124m,
+    "two-layer-cosine": two_layers_each_step,
+}
 ON_CUDA = {"gpt-124m-cuda": gpt_124m_cuda}
 """Measured too where there is a CUDA device."""
