@@ -16,7 +16,7 @@ from torch import nn
 
 import optrace
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("only_what_is_new")]
 
 STEPS = 4
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from torch import nn
 import optrace
 
 library = pytest.importorskip("pytorch_optimizer")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("only_what_is_new")]
 
 STEPS = 3
 

@@ -14,6 +14,8 @@ import optrace
 from tests.faults.cases import FAULTS
 from tests.faults.programs import run
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 

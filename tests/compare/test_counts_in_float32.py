@@ -12,6 +12,8 @@ import torch
 import optrace
 from optrace.replayer.single import share_of_update
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 ADAM = importlib.import_module("torch.optim.adam")
 KINDS = ("Adam", "AdamW", "NAdam", "RAdam")

@@ -9,6 +9,8 @@ from hand_made import adamw, sgd
 import optrace
 from optrace.compare.run import diff
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 
 def first_layer(net):
     return next(net.parameters())

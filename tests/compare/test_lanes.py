@@ -13,6 +13,8 @@ import optrace
 from optrace.compare.run import diff
 from optrace.trace.fingerprint import sample_indices
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 OTHER_THREADS = {**ENVIRONMENT, "threads": {"intra": 2, "inter": 1}}
 
 

@@ -17,6 +17,8 @@ import optrace
 from optrace.compare.lint.run import RULES
 from optrace.errors import TraceError
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 

@@ -8,6 +8,8 @@ import torch
 import optrace
 from optrace.compare.report import Place
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 
 def train(folder, *, momentum=0.9, gamma=0.5, slow=0.001, steps=12, hurt=None):
     torch.set_num_threads(1)

@@ -12,6 +12,8 @@ import optrace
 from optrace.compare.repro import repro
 from optrace.errors import CompareError
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 
 

@@ -9,6 +9,8 @@ import torch
 
 import optrace
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 
 

@@ -8,6 +8,8 @@ import torch
 import optrace
 from optrace.errors import CompareError
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 SGD = torch.optim.SGD
 

@@ -7,6 +7,8 @@ import torch
 
 import optrace
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 schedulers = torch.optim.lr_scheduler
 clip = torch.nn.utils.clip_grad_norm_

@@ -9,6 +9,8 @@ import optrace
 from optrace.errors import TraceError
 from optrace.replayer.identify import identify
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 
 

@@ -16,6 +16,8 @@ from optrace.errors import TraceError
 from optrace.replayer.rebuild import certify
 from optrace.trace.whole import values_files
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 
 CASES = [

@@ -11,6 +11,8 @@ from optrace.errors import OptraceError
 from optrace.replayer.cubes import cubes, members_of
 from optrace.replayer.run import replay
 
+pytestmark = pytest.mark.usefixtures("only_what_is_new")
+
 torch.set_num_threads(1)
 
 CASES = [
