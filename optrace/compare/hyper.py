@@ -246,8 +246,10 @@ class HyperComparison:
             decides = False
         decides = decides and not again and not self._ignored(name)
         if decides and (a is MISSING or b is MISSING):
-            decides = not _neutral(name, b if a is MISSING else a)
-            decides &= _known(name) or _known(name_b) or self._one_class[place[0]]
+            missed = "lr" in _words(name) | _words(
+                name_b
+            )  # what a class has in its code shows in its updates, lr apart
+            decides = not _neutral(name, b if a is MISSING else a) and (missed or self._one_class[place[0]])
         known = self.differences.get(place)
         if known is None:
             new = HyperDifference(*place, name_b, int(steps[first]), a, b, int(wrong.sum()), decides)
@@ -265,11 +267,6 @@ def _written(source: Source, optimizer: int) -> set[str]:
         return set()
     table = source.trace.arrow("tensors", optimizer=optimizer, param="", quantity="group.*", columns=["quantity"])
     return {name.removeprefix("group.") for name in texts(table.column("quantity"))}
-
-
-def _known(name: str) -> bool:
-    """Whether a rule of the reference has the option, by this name or another."""
-    return any(map(_torchs, _words(name)))
 
 
 def _words(name: str) -> set[str]:

@@ -17,7 +17,7 @@ from optrace.compare.columns import BODY, Numbering, Side
 from optrace.compare.names import in_torchs_words
 from optrace.replayer.cubes import SLOTS, Cube, Member
 from optrace.replayer.engine import residuals
-from optrace.replayer.options import options_by_step
+from optrace.replayer.options import options_by_step, unlike
 
 STEP_EPS = 4.0
 """Error that one step may have, in eps."""
@@ -52,6 +52,8 @@ def _outcomes_of_a_jump(
         inside = np.array([numbering.cells[cell].pair == pair for cell in cells])
         for rule in RULES.values():
             if not rule.jumps or not any(f"state.{key}" in cube.values for key in rule.state_keys):
+                continue
+            if any(unlike(own, rule.defaults) for own in groups.values()):
                 continue
             options = {step: {group: {**rule.defaults, **own} for group, own in groups.items()}}
             worst = residuals(rule.step, rule.state_keys, cube, options, jumps=True).worst[0]

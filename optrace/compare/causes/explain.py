@@ -188,11 +188,7 @@ def _of_lacking(case: Case, rules: _Rules, found: HyperDifference) -> list[Cause
     option = groups.lacking_option(found)
     if verdict.unlike is not None:
         return [replace(verdict.unlike, evidence=(*verdict.unlike.evidence, option.summary))]
-    if "update" not in case.first_steps or verdict.same_rule:
-        return [option]
-    from optrace.compare.causes.rules import unlike_updates
-
-    return [replace(option, score=0.5), replace(unlike_updates(case, case.first_steps["update"]), score=0.5)]
+    return [option]
 
 
 def _made_up(case: Case, rules: _Rules) -> list[Cause]:

@@ -52,8 +52,6 @@ class Trial:
     """First step (this side's number) that the rule does not give."""
     miss: tuple[str, str] | None = None
     """Parameter and quantity of that miss."""
-    miss_eps: float = 0.0
-    """How far it is, in eps."""
     carried: Carried = field(default_factory=Carried)
 
     @property
@@ -168,26 +166,25 @@ class Recorded:
             trial.carried.keys = lacking
         return trial.carried
 
-    def first_miss(self, trial: Trial, rule: Rule, groups: Groups) -> Miss | None:
-        """The first number that a failed trial of a rule does not give; None where the rule could not be run."""
-        again = replace(trial, worst=0.0, total=0.0, n_steps=0, n_numbers=0, failed=None, miss=None, carried=Carried())
-        names = None if again.carry else self.names_for(again.keys)
-        for cube in self.stretches():
+    def worst_miss(self, trial: Trial, rule: Rule, groups: Groups) -> Miss | None:
+        """The parameter that a failed trial misses most at the first steps; None where its rule could not be run."""
+        names = None if trial.carry else self.names_for(trial.keys)
+        again, worst = replace(trial, carried=Carried()), None
+        for cube in itertools.islice(self.stretches(), 2):
             looked = renamed(cube, names) if names else cube
             carried = again.carried if again.carry else self._counters(again, names or {})
             start = copy.deepcopy(carried)
             try:
-                _account(again, residuals(again.step, again.keys, looked, groups, carried, jumps=again.jumps))
+                errors = residuals(trial.step, trial.keys, looked, groups, carried, jumps=trial.jumps).param
             except (KeyError, TypeError, ValueError):
                 return None
-            if again.failed is None or again.miss is None:
+            if np.isnan(errors).all() or (worst is not None and np.nanmax(errors) <= worst.eps):
                 continue
-            name, quantity = again.miss
-            i = looked.steps.tolist().index(again.failed)
-            m = next(m for m, member in enumerate(looked.members) if member.name == name)
-            found = spot(again.step, again.keys, looked, groups, i, m, quantity, start, jumps=again.jumps)
-            return Miss(again.failed, looked.members[m].group, name, quantity, *found, again.miss_eps)
-        return None
+            i, m = np.unravel_index(int(np.nanargmax(errors)), errors.shape)
+            found = spot(trial.step, trial.keys, looked, groups, int(i), int(m), "param", start, jumps=trial.jumps)
+            member = looked.members[int(m)]
+            worst = Miss(int(looked.steps[i]), member.group, member.name, "param", *found, float(errors[i, m]))
+        return worst
 
     def judge(self, trials: Sequence[Trial], groups: Mapping[str, Groups], first_only: bool = False) -> None:
         """Run every trial over the record, each until it fails."""
@@ -227,7 +224,7 @@ def _account(trial: Trial, found: Residuals) -> None:
         trial.failed = int(found.steps[i])
         errors = {"param": found.param[i, m]} | {f"state.{k}": t[i, m] for k, t in found.state.items()}
         quantity = next((q for q, error in errors.items() if error > limit), "param")
-        trial.miss, trial.miss_eps = (found.members[m].name, quantity), float(errors[quantity])
+        trial.miss = found.members[m].name, quantity
 
 
 def _decoupled(rule: str, class_name: str) -> dict[str, Any]:

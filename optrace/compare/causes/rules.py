@@ -84,6 +84,8 @@ def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
             f"the sampled elements of both follow {verdict.rule_a} at all {count_words(verdict.n_steps, 'step')}: what"
             " differs is less than rounding, or lies in elements that were not sampled (record with --values full)"
         )
+    elif verdict.unlike is not None:
+        evidence.append(verdict.unlike.summary)
     elif verdict.rule_a:
         evidence.append(
             f"{case.subject(0, pair)} follows {verdict.rule_a} at all {count_words(verdict.n_steps, 'step')};"
@@ -98,17 +100,6 @@ def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
         tuple(evidence),
         steps=(first.step, first.step),
         params=(first.param,) if first.param else (),
-    )
-
-
-def unlike_updates(case: Case, step: int) -> Cause:
-    """The candidate that rules differ, where an option that one side lacks may be all of it."""
-    return Cause(
-        "rule-unknown",
-        f"{{B}} computes another update than {{A}} at step {step}, for another reason than that option",
-        "give both the option with the same value and compare again (optrace repro {A} {B} writes the numbers)",
-        tuple(_ratios(case, step)),
-        steps=(step, step),
     )
 
 

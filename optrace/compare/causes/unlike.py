@@ -46,8 +46,8 @@ def not_followed(
                 (f"{rule.name} takes {name} like {rule.defaults[name]!r}",),
             )
     for trial in sorted(trials, key=lambda trial: not trial.carry):
-        missed = record.first_miss(trial, rule, record.groups_for(rule.name))
-        if missed is None or missed.quantity != "param" or missed.eps <= BEYOND:
+        missed = record.worst_miss(trial, rule, record.groups_for(rule.name))
+        if missed is None or missed.eps <= BEYOND:
             continue
         made, meant = missed.recorded - missed.before, missed.expected - missed.before
         if abs(made - meant) <= SHARE * abs(meant):
