@@ -1,4 +1,4 @@
-"""What counts as a step, and what a nested, failing or empty one leaves: points 4 and 5 of the recorder in the design."""
+"""What counts as a step, and what nested, failing and empty ones leave: points 4, 5 of the recorder in the design."""
 
 from __future__ import annotations
 
