@@ -22,9 +22,13 @@ def adam(params):
     return torch.optim.Adam(params, lr=0.1)
 
 
-def train(path, make=sgd, schedule=None, penalty=None, clipping=None, steps=10):
+def train(path, make=sgd, schedule=None, penalty=None, clipping=None, hook=None, again=None, steps=10):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    if hook is not None:
+        layer, change = hook
+        for p in net[layer].parameters():
+            p.register_hook(change)
     optimizer = make(net.parameters())
     scheduler = schedule(optimizer) if schedule is not None else None
     x, y = torch.randn(steps, 8, 4), torch.randn(steps, 8, 2)
@@ -36,6 +40,8 @@ def train(path, make=sgd, schedule=None, penalty=None, clipping=None, steps=10):
             if clipping is not None:
                 clipping(net)
             optimizer.step()
+            if again is not None and step == again:
+                optimizer.step()
             if scheduler is not None:
                 scheduler.step()
     return path
@@ -152,3 +158,47 @@ def test_cycled_momentum_that_the_candidate_lacks_is_told_from_its_scheduler(tmp
     code, _, fix, _ = cause(tmp_path, {"schedule": one_cycle(True)}, {"schedule": one_cycle(False)}, make=adam)
     assert code == "group-option"
     assert fix == "in b use OneCycleLR with cycle_momentum=True, as a does, or cycle_momentum=False in both"
+
+
+@pytest.mark.parametrize(
+    ("hook", "words", "advice"),
+    [
+        ((2, lambda g: g * 0.1), "the gradients of 2.weight, 2.bias in b are 1/10 of a's, and 2 gradients", "a hook"),
+        ((0, torch.neg), "the gradients of 0.weight, 0.bias in b are the negative of a's", "a gradient reversal"),
+    ],
+)
+def test_gradients_that_are_scaled_in_one_layer_are_told(tmp_path, hook, words, advice):
+    code, summary, fix, _ = cause(tmp_path, {}, {"hook": hook})
+    assert code == "grad-scale"
+    assert words in summary
+    assert advice in fix
+
+
+def test_another_gradient_of_one_layer_is_no_scale(tmp_path):
+    code, _, _, _ = cause(tmp_path, {}, {"hook": (2, lambda g: g * 0.1 + 0.01)})
+    assert code == "grad-upstream"
+
+
+def test_a_second_step_with_one_gradient_is_told(tmp_path):
+    code, summary, fix, _ = cause(tmp_path, {}, {"again": 3})
+    assert code == "grad-upstream"
+    assert summary == "b makes step 5 with the gradients of step 4 again: no backward pass lies between"
+    assert fix.startswith("in b call optimizer.step() once a backward pass")
+
+
+def test_gradients_that_are_cleared_before_the_step_are_told(tmp_path):
+    def clear(net):
+        net.zero_grad()
+
+    code, _, fix, _ = cause(tmp_path, {}, {"clipping": clear})
+    assert code == "grad-missing"
+    assert fix == "in b call zero_grad before backward, or after step, and not between the two"
+
+
+def test_a_rounded_lr_is_told_from_another(tmp_path):
+    def in_a_tensor(params):
+        return torch.optim.SGD(params, lr=torch.tensor(0.1))
+
+    report = optrace.diff(train(tmp_path / "a"), train(tmp_path / "b", in_a_tensor))
+    assert report.causes[0].code == "lr-value"
+    assert report.causes[0].fix.startswith("give both lr in a Tensor")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from optrace.compare.causes.case import Case, Row
+from optrace.compare.causes.case import Case, Row, close
 from optrace.trace.dtypes import eps_of
 
 Floats = NDArray[np.float64]
@@ -47,3 +47,17 @@ def gradients_at(case: Case, step: int) -> Gradients:
             a.append(one)
             b.append(other)
     return Gradients(names, a, b)
+
+
+def common_factor(a: Floats, b: Floats, eps: float) -> float | None:
+    """The c with b = c * a within rounding at all elements; None when there is none, or c = 1."""
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = a[known], b[known]
+    top = np.abs(a).max(initial=0.0)
+    if not top or not np.abs(b).max(initial=0.0) or (np.abs(a) > 1e-6 * top).sum() < 2:
+        return None
+    c = float((a * b).sum() / (a * a).sum())
+    rms = float(np.sqrt((a * a).mean()))
+    # a factor near 1 has to stand out from the rounding that it is found in
+    n = min(256.0, abs(c - 1) / eps / 8)
+    return c if n >= (1 if len(a) >= 8 else 32) and close(c * a, b, scale=abs(c) * rms, eps=eps, n=n) else None

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from optrace.compare.causes.case import Case, close, factor_words, few, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.clips import clipped, clipped_apart, clipped_values
-from optrace.compare.causes.gradient_rows import Gradients, gradients_at
+from optrace.compare.causes.gradient_rows import Gradients, common_factor, gradients_at
+from optrace.compare.causes.part_scaled import scaled_in_part, stepped_again
 from optrace.compare.causes.penalties import penalised
 from optrace.compare.words import count_words
 
@@ -42,6 +43,10 @@ def missing(case: Case) -> Iterator[Cause]:
                     " momentum and decay go on; None is skipped"
                 )
             evidence = [f"None at {count_words(len(names), 'parameter')} of {len(case.cells())}"]
+            kinds = [kind for kind in case.kinds_between(side, first.step) if kind in ("backward", "zero_grad")]
+            if len(names) == len(case.cells()) and kinds[-2:] == ["backward", "zero_grad"]:
+                evidence.append(f"in {name} zero_grad comes after the last backward of step {first.step}")
+                fix = f"in {name} call zero_grad before backward, or after step, and not between the two"
             evidence += [f"the gradient in {other} is all zeros"] if zeros else []
             yield Cause(
                 "grad-missing",
@@ -60,7 +65,17 @@ def changed(case: Case) -> Iterator[Cause]:
     found = gradients_at(case, first.step)
     if not found.names:
         return
-    for explain in (_nonfinite, clipped_values, clipped_apart, _scaled, _accumulated, penalised, _partial):
+    for explain in (
+        _nonfinite,
+        stepped_again,
+        clipped_values,
+        clipped_apart,
+        _scaled,
+        scaled_in_part,
+        _accumulated,
+        penalised,
+        _partial,
+    ):
         cause = explain(case, first.step, found)
         if cause is not None:
             yield cause
@@ -88,20 +103,6 @@ def _nonfinite(case: Case, step: int, found: Gradients) -> Cause | None:
                 params=tuple(p for p, _ in bad),
             )
     return None
-
-
-def common_factor(a: Floats, b: Floats, eps: float) -> float | None:
-    """The c with b = c * a within rounding at all elements; None when there is none, or c = 1."""
-    known = np.isfinite(a) & np.isfinite(b)
-    a, b = a[known], b[known]
-    top = np.abs(a).max(initial=0.0)
-    if not top or not np.abs(b).max(initial=0.0) or (np.abs(a) > 1e-6 * top).sum() < 2:
-        return None
-    c = float((a * b).sum() / (a * a).sum())
-    rms = float(np.sqrt((a * a).mean()))
-    # a factor near 1 has to stand out from the rounding that it is found in
-    n = min(256.0, abs(c - 1) / eps / 8)
-    return c if n >= (1 if len(a) >= 8 else 32) and close(c * a, b, scale=abs(c) * rms, eps=eps, n=n) else None
 
 
 def _scaled(case: Case, step: int, found: Gradients) -> Cause | None:

@@ -207,7 +207,10 @@ class _Stories:
         evidence = [f"differs at {count_words(n, 'place')} of the table; no shift, stretch or restart of it fits"]
         evidence += self._other_group()
         evidence += self._courses()
-        if all(fixes) and any(len(np.unique(series.b[series.both])) > 1 for series in self.changed):
+        if self._rounded():
+            evidence.append("one is the other rounded to float32, as an lr in a Tensor is")
+            fix = "give both lr in a Tensor, of dtype float64 to lose nothing, or neither"
+        elif all(fixes) and any(len(np.unique(series.b[series.both])) > 1 for series in self.changed):
             stays = _lr(self.changed[0].a)
             fix = f"leave out what moves lr in {{B}}, or move it in {{A}} alike: in {{A}} it stays {stays}"
         elif all(fixes):
@@ -215,6 +218,12 @@ class _Stories:
         else:
             fix = "give the schedule of {B} the base lr and the options that it has in {A}"
         return Cause("lr-value", "; ".join(lines), fix, tuple(evidence), steps=(self.start, self.last))
+
+    def _rounded(self) -> bool:
+        """Whether every lr of one side is the other's as float32 has it."""
+        a = np.concatenate([series.a[series.unequal] for series in self.changed])
+        b = np.concatenate([series.b[series.unequal] for series in self.changed])
+        return any(bool((one.astype(np.float32).astype(np.float64) == other).all()) for one, other in ((a, b), (b, a)))
 
     def _courses(self) -> Iterator[str]:
         """How lr goes where it moves on both sides: first, largest and last, of the first group that differs."""

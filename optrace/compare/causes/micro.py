@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from optrace.compare.causes.case import Case, close, figure
 from optrace.compare.causes.cause import Cause
-from optrace.compare.causes.gradient_rows import Gradients, gradients_at
-from optrace.compare.causes.gradients import common_factor
+from optrace.compare.causes.gradient_rows import Gradients, common_factor, gradients_at
 
 Floats = NDArray[np.float64]
 
