@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mutation.frame_mutants import FRAME_MUTANTS
 from mutation.mutants import mutant
 from mutation.optimizer_bases import BASES, source_of
-from mutation.optimizer_mutants import FRAME_MUTANTS, MUTANTS
+from mutation.optimizer_mutants import MUTANTS
 
 import optrace
 from optrace.goldens.mistakes import mistakes

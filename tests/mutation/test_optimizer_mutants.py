@@ -6,11 +6,12 @@ import pytest
 
 import optrace
 
+from .frame_mutants import EQUIVALENT as OF_OTHERS
+from .frame_mutants import FRAME_MUTANTS
 from .lbfgs_mutants import LBFGS_EQUIVALENT, LBFGS_MUTANTS
 from .mutants import mutant
 from .optimizer_bases import BASES, source_of
-from .optimizer_mutants import EQUIVALENT as OF_OTHERS
-from .optimizer_mutants import FRAME_MUTANTS, MUTANTS
+from .optimizer_mutants import MUTANTS
 
 EQUIVALENT = OF_OTHERS | {("lbfgs", name): why for name, why in LBFGS_EQUIVALENT.items()}
 SHARP = {"lbfgs": ["resume", "far-start", "memory-of-one"]}
