@@ -141,3 +141,32 @@ def test_parameters_that_are_in_another_optimizer_are_not_missing(tmp_path):
     assert [cause.code for cause in report.causes] == ["group-membership"]
     assert "in optimizer 1 (SGD) of a, and in optimizer 0 (SGD) of b" in report.causes[0].summary
     assert optrace.diff(f"{a}@1", f"{b}@0").only_in_a == ()
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Every second step goes half of the way back; `k` 0 only hands steps on."""
+
+    def __init__(self, inner, k):
+        super().__init__(inner.param_groups, {})
+        self.inner, self.k, self.count = inner, k, 0
+        self.slow = [p.detach().clone() for group in inner.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.inner.step()
+        self.count += 1
+        if self.k and self.count % self.k == 0:
+            params = [p for group in self.inner.param_groups for p in group["params"]]
+            for p, slow in zip(params, self.slow, strict=True):
+                p.copy_(slow.add_(p - slow, alpha=0.5))
+
+
+def test_an_optimizer_around_another_is_told_by_what_it_changes(tmp_path):
+    a = train_by_epochs(tmp_path / "a", adam)
+    b = train_by_epochs(tmp_path / "b", lambda params: Lookahead(adam(params), k=2))
+    (cause,) = optrace.diff(a, b).causes
+    assert cause.code == "param-outside"
+    assert "(Lookahead) of b holds the parameters of optimizer" in cause.summary
+    assert "first before step 3" in cause.summary
+    c = train_by_epochs(tmp_path / "c", lambda params: Lookahead(adam(params), k=0))
+    assert optrace.diff(a, c).causes == ()

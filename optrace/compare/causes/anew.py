@@ -1,9 +1,10 @@
-"""An optimizer that is made anew in the middle of a run, and what is lost with the old one."""
+"""Optimizers for the same parameters: made anew in the middle of a run, or stepping beside the one that is compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from optrace.compare.arrow import integers
 from optrace.compare.causes.case import Case, few
 from optrace.compare.causes.cause import Cause
 from optrace.compare.successors import successors
@@ -49,6 +50,31 @@ def made_anew(case: Case) -> Iterator[Cause]:
                 steps=(step, step),
             )
         return
+
+
+def beside(case: Case) -> Iterator[Cause]:
+    """A second optimizer of one side that moves the parameters of a compared one between its steps."""
+    for side, name, words in ((1, "{B}", case.matching.only_in_b), (0, "{A}", case.matching.only_in_a)):
+        others = [word.removeprefix("optimizer ") for word in words if word.startswith("optimizer ")]
+        for pair, matched in enumerate(case.matching.pairs):
+            index = matched.b if side else matched.a
+            table = case.sources[side].trace.arrow(
+                "tensors", optimizer=index, quantity="param_in", columns=["step", "param"]
+            )
+            moved = sorted({step for step in integers(table.column("step")).tolist() if step > 1})
+            if len(others) != 1 or not moved:
+                continue
+            step = moved[0] + (case.offset(pair) if side else 0)
+            inner = f"optimizer {index} ({case.class_name(side, pair)})"
+            yield Cause(
+                "param-outside",
+                f"optimizer {others[0]} of {name} holds the parameters of {inner} too, and they change between its steps,"
+                f" first before step {step}",
+                "use the same wrapper in both, or in neither (Lookahead, SAM, averaging)",
+                (f"{count_words(len(moved), 'step')} of {inner} begin with other parameters than its last one left",),
+                steps=(step, max(case.steps, default=step)),
+            )
+            return
 
 
 def _lost(case: Case, pair: int) -> str:

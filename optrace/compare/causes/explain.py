@@ -134,7 +134,7 @@ def _of_missing(case: Case, rules: _Rules) -> list[Cause]:
     assert first is not None
     if first.quantity == "step":
         return list(steps.missing(case))
-    if first.quantity == "optimizer" and (found := list(anew.made_anew(case))):
+    if first.quantity == "optimizer" and (found := _one(lambda: anew.made_anew(case), lambda: anew.beside(case))):
         return found
     if first.quantity in ("param", "optimizer") and first.count == 0:
         return list(start.frozen(case)) or list(groups.missing_params(case))
