@@ -68,8 +68,8 @@ def beside(case: Case) -> Iterator[Cause]:
             inner = f"optimizer {index} ({case.class_name(side, pair)})"
             yield Cause(
                 "param-outside",
-                f"optimizer {others[0]} of {name} holds the parameters of {inner} too, and they change between its steps,"
-                f" first before step {step}",
+                f"optimizer {others[0]} of {name} holds the parameters of {inner} too, and they change between its"
+                f" steps, first before step {step}",
                 "use the same wrapper in both, or in neither (Lookahead, SAM, averaging)",
                 (f"{count_words(len(moved), 'step')} of {inner} begin with other parameters than its last one left",),
                 steps=(step, max(case.steps, default=step)),
