@@ -11,14 +11,17 @@ import torch
 
 from optrace.recorder.jobs import size_of
 from optrace.recorder.plans import Located
-from optrace.recorder.tensors import COMPLEX, Found, bytes_at, dtype_name, torch_dtype
+from optrace.recorder.tensors import CODES, COMPLEX, Found, bytes_at, dtype_name, torch_dtype
 from optrace.trace.direct import BLOCK, IN_PLACE
+from optrace.trace.measure import COPY, JOB, ROW, kernel, measure
 
 Values = dict[str, tuple[str, tuple[int, ...], Any]]
 """`<optimizer>/<quantity>/<param>` -> dtype name, shape, buffer; what `RankWriter.write_values` takes."""
 
 Buffer = npt.NDArray[np.uint8]
 
+_MANY = 2**20
+_WORD = 4
 _KEPT = 64
 """Free buffers of one size that are kept."""
 
@@ -54,17 +57,14 @@ class KeptBuffers:
     def __init__(self) -> None:
         self._free: dict[int, list[Buffer]] = {}
 
-    def copy(self, source: Any) -> Buffer:
-        """The bytes of a buffer, in memory of their own."""
-        size = memoryview(source).nbytes
+    def take(self, size: int) -> Buffer:
+        """So many bytes, of any content."""
         if size == 0:
             return np.empty(0, np.uint8)
         try:
-            kept = self._free[size].pop()
+            return self._free[size].pop()
         except (KeyError, IndexError):
-            kept = np.empty(size, np.uint8) if size < IN_PLACE else _on_a_page(size)
-        np.copyto(kept, np.frombuffer(source, np.uint8))
-        return kept
+            return np.empty(size, np.uint8) if size < IN_PLACE else _on_a_page(size)
 
     def give_back(self, buffers: Iterable[Buffer]) -> None:
         """Take memory back that nobody reads any more."""
@@ -91,15 +91,38 @@ buffers = KeptBuffers()
 
 def copied(values: Values) -> Values:
     """The same values in memory of their own, safe from what the rule does."""
-    return {key: (dtype, shape, buffers.copy(buffer)) for key, (dtype, shape, buffer) in values.items()}
+    return values | _copies(values)
 
 
 def owned(values: Values) -> Values:
     """The same values, copied where they have not been yet."""
-    return {
-        key: (dtype, shape, buffer if isinstance(buffer, np.ndarray) else buffers.copy(buffer))
-        for key, (dtype, shape, buffer) in values.items()
-    }
+    return values | _copies({key: value for key, value in values.items() if not isinstance(value[2], np.ndarray)})
+
+
+def _copies(values: Values) -> Values:
+    """The same values in memory of their own."""
+    sources = {key: np.frombuffer(buffer, np.uint8) for key, (_, _, buffer) in values.items() if len(buffer)}
+    copies = {key: buffers.take(len(source)) for key, source in sources.items()}
+    _copy(list(copies.values()), list(sources.values()))
+    nothing = np.empty(0, np.uint8)
+    return {key: (dtype, shape, copies.get(key, nothing)) for key, (dtype, shape, _) in values.items()}
+
+
+def _copy(targets: list[Buffer], sources: list[Buffer]) -> None:
+    """Copy bytes: where they are many, in as many threads as measure."""
+    if kernel is None or sum(map(len, sources)) < _MANY:
+        for target, source in zip(targets, sources, strict=True):
+            np.copyto(target, source)
+        return
+    jobs = np.zeros(len(sources), JOB)
+    jobs["op"], jobs["dtype"] = COPY, CODES[torch.int32]
+    jobs["a"] = [source.ctypes.data for source in sources]
+    jobs["b"] = [target.ctypes.data for target in targets]
+    jobs["numel"] = [len(source) // _WORD for source in sources]
+    measure(jobs, np.zeros(1, ROW), torch.get_num_threads())
+    for target, source in zip(targets, sources, strict=True):
+        words = len(source) // _WORD * _WORD
+        target[words:] = source[words:]
 
 
 def returner(values: Values) -> Callable[[], None]:
