@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 import optrace
-from optrace.recorder import plain_calls, steady
+from optrace.recorder import plain_calls, steady, wrappers
 from optrace.trace import batches, writer
 from optrace.trace.measure import kernel
 
@@ -261,7 +260,7 @@ def test_a_trace_made_by_the_kernel_is_the_one_that_python_makes(program, tmp_pa
 
 
 def test_plain_calls_are_noted_by_the_kernel(tmp_path, monkeypatch):
-    gc.collect()  # a backward is plain where there is one optimizer: none of former tests
+    monkeypatch.setattr(wrappers, "_living_optimizers", list)  # a backward is plain where there is one optimizer
     training, slow = Plain(), []
     with optrace.record(tmp_path / "run", quiet=True) as session:
         for number in range(8):

@@ -67,7 +67,7 @@ def test_the_last_step_ends_the_program_in_one_thread() -> None:
     for track in tracks:
         track.completed = 1
     for number in range(20_000):  # long enough to look at that the other threads come meanwhile
-        steps._tracks[-number] = tracks[0]
+        steps.by_id[-number] = tracks[0]
     stopped: list[int] = []
     ready = threading.Barrier(3)
 
