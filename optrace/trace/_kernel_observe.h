@@ -285,10 +285,12 @@ static int note_zero_grad(PyObject *pair, PyObject *plain, PyObject *note)
     PyObject *here = thread ? this_thread() : NULL;
     if (here && PyObject_RichCompareBool(thread, here, Py_EQ) == 1) {
         Py_INCREF(track);
+        Py_INCREF(account);
         done = forget_losses(account) < 0 || add_to_attribute(calls_of(pair), word_told, one) < 0 ||
                        note_of_track(plain, track, word_zero_grad, set_to_none) < 0
                    ? -1
                    : 1;
+        Py_DECREF(account);
         Py_DECREF(track);
     }
     Py_XDECREF(here);
