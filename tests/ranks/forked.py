@@ -20,7 +20,7 @@ import faults
 import layouts
 import partial
 import pyarrow.compute  # which the recorder imports, as pyarrow.parquet
-import pyarrow.parquet
+import pyarrow.parquet  # noqa: F401
 import single
 import torch
 import torch._dynamo  # which DDP imports
