@@ -92,7 +92,8 @@ def lr_words(series: Sequence[Series], share: float = 1.0) -> str:
         often = "another at each step" if kinds == steps else f"{kinds} values"
         words += f" at step {series[0].first}, {top}{first[-1]:g} at step {series[0].first + steps - 1} ({often})"
     apart = list(dict.fromkeys(f"{other.max():g}" for other in others if not np.array_equal(other, first)))
-    return words + (f" in group {min(by_group)}, {' and '.join(apart)} at most in others" if apart else "")
+    most = " at most" if any((other != other[0]).any() for other in others) else ""
+    return words + (f" in group {min(by_group)}, {' and '.join(apart)}{most} in others" if apart else "")
 
 
 def uncertainty(design: Floats, position: int) -> float:

@@ -20,10 +20,12 @@ def test_the_examples_rules_are_told_from_their_records(tmp_path):
         assert run("record", "-q", "-o", name, "two_layers.py", name, "--steps", "40", cwd=tmp_path).returncode == 0
     done = run("identify", "torch", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("torch@0 (SGD): SGD, momentum 0.9, lr 0.01; residual ")
+    assert done.stdout.startswith("torch@0 (SGD): SGD, momentum 0.9, lr 0.01 in group 0, 0.001 in others; residual ")
     done = run("identify", "mine", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.startswith("mine@0 (MySGD): SGD, momentum 0.9 averaged from zero, lr 0.01; residual ")
+    assert done.stdout.startswith(
+        "mine@0 (MySGD): SGD, momentum 0.9 averaged from zero, lr 0.01 in group 0, 0.001 in others; residual "
+    )
     done = run("identify", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert "no trace at nowhere" in done.stderr

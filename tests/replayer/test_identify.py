@@ -141,7 +141,7 @@ def layers(net):
         (
             lambda net: torch.optim.SGD(layers(net), lr=0.1),
             None,
-            "SGD, lr 0.1 in group 0, 0.02 at most in others",
+            "SGD, lr 0.1 in group 0, 0.02 in others",
         ),
     ],
 )
