@@ -246,10 +246,9 @@ class HyperComparison:
             decides = False
         decides = decides and not again and not self._ignored(name)
         if decides and (a is MISSING or b is MISSING):
-            missed = "lr" in _words(name) | _words(
-                name_b
-            )  # what a class has in its code shows in its updates, lr apart
-            decides = not _neutral(name, b if a is MISSING else a) and (missed or self._one_class[place[0]])
+            # what one class keeps in its code shows in its updates; only an lr must be told
+            is_lr = "lr" in _words(name) | _words(name_b)
+            decides = not _neutral(name, b if a is MISSING else a) and (is_lr or self._one_class[place[0]])
         known = self.differences.get(place)
         if known is None:
             new = HyperDifference(*place, name_b, int(steps[first]), a, b, int(wrong.sum()), decides)
