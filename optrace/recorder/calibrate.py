@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from optrace.recorder.patching import Calls, Observers
+from optrace.recorder.patching import Calls, Observer, Observers
 from optrace.recorder.plain_calls import noted
 from optrace.recorder.price import ObservedCall
 
@@ -58,7 +58,7 @@ class Calibration:
             ("backward", self._begin_backward, self._end_backward),
         ):
             quick = noted(name, told, self._calls, begin, end)
-            observers.put(kind, name, name, begin, end, None, name == "backward", quick)
+            observers.put(kind, name, name, Observer(begin, end, traced=name == "backward", quick=quick))
         observers.active = True
         self._elsewhere = np.zeros(CACHE // 8)
         self._kind: Any = kind

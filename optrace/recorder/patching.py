@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FunctionType, ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from optrace.recorder.uncompiled import leave_uncompiled
 
@@ -22,6 +22,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 End = Callable[[Any, Any], None]
 Fail = Callable[[Any], None]
+
+
+class Observer(NamedTuple):
+    """What is called around a function."""
+
+    begin: Begin
+    """begin(args, kwargs) -> (args, kwargs, note), before the call."""
+    end: End
+    """end(note, result), after it."""
+    fail: Fail | None = None
+    """fail(note), instead of `end` where the call raised."""
+    traced: bool = False
+    """Whether the function may be called in compiled code, which it is left alone in."""
+    quick: tuple[Begin, End] | None = None
+    """Functions that do the same as `begin` and `end`, but may not be traced."""
 
 
 class Observers:
@@ -43,27 +58,15 @@ class Observers:
         self._ours: set[int] = set()
         self._put: list[tuple[Any, str, Any, Any]] = []
 
-    def put(
-        self,
-        owner: Any,
-        name: str,
-        kind: str,
-        begin: Begin,
-        end: End,
-        fail: Fail | None = None,
-        traced: bool = False,
-        quick: tuple[Begin, End] | None = None,
-    ) -> bool:
+    def put(self, owner: Any, name: str, kind: str, observer: Observer) -> bool:
         """Observe the function `name` of a class or module, if it has one of its own that is not observed yet.
 
-        begin(args, kwargs) -> (args, kwargs, note), before the call; end(note, result) after it; fail(note) instead of
-        end where the call raised. `kind` tells apart observers of one function; `traced`: it may be called in compiled
-        code. `quick` do the same as begin and end, but may not be traced. Returns whether it was put on.
+        `kind` tells apart observers of one function. Returns whether it was put on.
         """
         raw = vars(owner).get(name)
         if raw is None or id(raw) in self._ours or not callable(raw) or isinstance(raw, staticmethod | classmethod):
             return False
-        observed = self._observed(raw, kind, begin, end, fail, traced, quick)
+        observed = self._observed(raw, kind, observer)
         _set(owner, name, observed)
         self._put.append((owner, name, raw, observed))
         return True
@@ -87,34 +90,18 @@ class Observers:
             if vars(owner).get(name) is observed:
                 _set(owner, name, raw)
 
-    def _observed(
-        self,
-        raw: Any,
-        kind: str,
-        begin: Begin,
-        end: End,
-        fail: Fail | None,
-        traced: bool,
-        quick: tuple[Begin, End] | None,
-    ) -> Any:
+    def _observed(self, raw: Any, kind: str, observer: Observer) -> Any:
         """The observing function of `raw`: the same one each time, so that a name kept from an earlier time works."""
         made = self._made.get((id(raw), kind))
         if made is not None and made[0] is raw:
             return made[1]
-        observed = self._make(raw, begin, end, fail, traced, quick)
+        observed = self._make(raw, observer)
         self._made[id(raw), kind] = (raw, observed)
         self._ours.add(id(observed))
         return observed
 
-    def _make(
-        self,
-        raw: Any,
-        begin: Begin,
-        end: End,
-        fail: Fail | None,
-        traced: bool,
-        quick: tuple[Begin, End] | None,
-    ) -> Any:
+    def _make(self, raw: Any, observer: Observer) -> Any:
+        begin, end, fail, traced, quick = observer
         observers, compiling, failed = self, self._compiling if traced else None, self._failed
         tracing = self._tracing
         quick_begin, quick_end = quick if quick is not None else (begin, end)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial, wraps
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -18,14 +16,14 @@ from optrace.recorder.account import read_scalar
 from optrace.recorder.capture import Capture
 from optrace.recorder.finished import Finished
 from optrace.recorder.hooks import Replaced
-from optrace.recorder.jobs import measure_now
 from optrace.recorder.leftovers import STEPS as LEFT
 from optrace.recorder.memory import Budget
 from optrace.recorder.micro import MOST, MicroGradients, micro_gradients
 from optrace.recorder.names import ParamNames
 from optrace.recorder.parts import PartsCapture
 from optrace.recorder.selection import is_recorded
-from optrace.recorder.tensors import Unmeasurable, is_within_reach, locate
+from optrace.recorder.step_kinds import Kind, first_param, held_twice, initialises_state, params_of
+from optrace.recorder.tensors import is_within_reach
 
 if TYPE_CHECKING:
     from optrace.recorder.session import Session
@@ -36,16 +34,6 @@ _LISTED = 100
 _WATCHED = LEFT + 1
 """So many steps of an optimizer may have used gradients of the step before; later ones are not looked at."""
 _REAL = frozenset({torch.Tensor, torch.nn.Parameter})
-
-
-class Kind(Enum):
-    """What a running call of `step()` turned out to be."""
-
-    NOT_SEEN = "not seen"
-    SKIPPED = "skipped"
-    STATE_INIT = "state_init"
-    COUNTED = "counted"
-    RECORDED = "recorded"
 
 
 @dataclass
@@ -177,7 +165,7 @@ class Steps:
         if self._session.active and is_recorded(track.completed + 1, self._settings):
             if number <= MOST:
                 start = perf_counter()
-                track.micro.append(micro_gradients(number, _params(optimizer)))
+                track.micro.append(micro_gradients(number, params_of(optimizer)))
                 self._session.price.hooks += perf_counter() - start
             elif number == MOST + 1:
                 self._session.tell("gradients of further backwards not recorded", most=MOST, optimizer=optimizer)
@@ -212,7 +200,7 @@ class Steps:
 
     def _capture_of(self, optimizer: Any, track: Track) -> Capture | PartsCapture:
         """Measures on the host, or on the device where the optimizer's parameters lie."""
-        first, device, tell = _first_param(optimizer), self._session.measure_on, self._teller(optimizer)
+        first, device, tell = first_param(optimizer), self._session.measure_on, self._teller(optimizer)
         on_host = partial(Capture, track.index, self._settings, self._names, self._budgets[""], tell)
         parts = PartsCapture.of(optimizer, on_host)
         if parts is not None:
@@ -225,9 +213,9 @@ class Steps:
 
     def _judge(self, optimizer: Any, track: Track) -> Kind:
         """What kind of call of `step()` this is."""
-        first = _first_param(optimizer)
+        first = first_param(optimizer)
         if type(first) not in _REAL and first is not None:
-            if not is_within_reach(first) and not any(map(is_within_reach, _params(optimizer))):
+            if not is_within_reach(first) and not any(map(is_within_reach, params_of(optimizer))):
                 return Kind.NOT_SEEN
         if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
             self._session.tell("step not recorded", which="it was captured into a CUDA graph", optimizer=optimizer)
@@ -235,7 +223,7 @@ class Steps:
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, torch.Tensor) and bool(found_inf.detach().ne(0).any().item()):
             return Kind.SKIPPED
-        if _initialises_state(optimizer):
+        if initialises_state(optimizer):
             return Kind.STATE_INIT
         return Kind.RECORDED if is_recorded(track.completed + 1, self._settings) else Kind.COUNTED
 
@@ -325,9 +313,9 @@ class Steps:
         if self._session.context.kept_gradients(optimizer):
             self._session.tell("gradients kept", optimizer=optimizer, step=track.completed)
         if track.completed == 1:
-            held = [param for other in self._session.context.known() for param in _params(other)]
-            unheld = self._session.context.alone(partial(self._names.unheld, _params(optimizer), held))
-            twice = _held_twice(optimizer)
+            held = [param for other in self._session.context.known() for param in params_of(other)]
+            unheld = self._session.context.alone(partial(self._names.unheld, params_of(optimizer), held))
+            twice = held_twice(optimizer)
             if unheld:
                 listed = unheld[:_LISTED]
                 self._session.tell("unheld", optimizer=optimizer, params=listed, count=len(unheld))
@@ -385,50 +373,3 @@ def _loss_of(result: Any) -> Any:
     if isinstance(result, torch.Tensor):
         return read_scalar(result)
     return result if isinstance(result, int | float) else None
-
-
-def _first_param(optimizer: Any) -> Any:
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            return param
-    return None
-
-
-def _params(optimizer: Any) -> list[Any]:
-    groups = getattr(optimizer, "param_groups", None) or ()  # none: its constructor has raised
-    return [param for group in groups for param in group["params"]]
-
-
-def _held_twice(optimizer: Any) -> list[Any]:
-    """Parameters that the groups list more than once, each once."""
-    counts = Counter(map(id, params := _params(optimizer)))
-    return list({id(param): param for param in params if counts[id(param)] > 1}.values())
-
-
-def _differs_from_zero(rate: Any) -> bool:
-    return bool((rate.detach() if isinstance(rate, torch.Tensor) else rate) != 0)
-
-
-def _initialises_state(optimizer: Any) -> bool:
-    """Whether this step only makes the optimizer create its state: every lr 0, every gradient zero, no state yet.
-
-    torch.distributed.checkpoint does so before it can load or save an optimizer that has not stepped.
-    """
-    rates = []
-    for group in optimizer.param_groups:
-        if "lr" in group:
-            rate = group["lr"]
-            if rate != 0 if type(rate) is float else _differs_from_zero(rate):
-                return False
-            rates.append(rate)
-    if not rates:
-        return False
-    with_grad = [param for param in _params(optimizer) if param.is_leaf and param.grad is not None]
-    if not with_grad or any(optimizer.state.get(param) for param in with_grad):
-        return False
-    keep: list[Any] = []
-    found = [locate(param.grad, keep) for param in with_grad]
-    if any(isinstance(kind, Unmeasurable) for _, _, kind in found):
-        return False
-    rows = measure_now(found, 1)
-    return bool((rows["n_zero"] == [numel for _, numel, _ in found]).all())

@@ -9,7 +9,7 @@ import torch
 from torch.amp.grad_scaler import OptState
 
 from optrace.recorder.account import read_scalar
-from optrace.recorder.patching import Calls, Observers
+from optrace.recorder.patching import Calls, Observer, Observers
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any], Any]
 
@@ -27,9 +27,9 @@ def connect(listeners: list[Any], tell: Callable[[str, Any, dict[str, Any]], Non
 def put_on(observers: Observers, subclasses: Callable[[type], Iterator[type]]) -> None:
     """Observe `scale`, `unscale_` and `step` of GradScaler and of the classes that override them."""
     for cls in subclasses(torch.amp.GradScaler):
-        observers.put(cls, "scale", "scale", _begin("scale"), _end(_end_scale), _leave)
-        observers.put(cls, "unscale_", "unscale", _begin("unscale_"), _end(_end_unscale), _leave)
-        observers.put(cls, "step", "scaler_step", _begin("step", _before_step), _end(_end_step), _leave)
+        observers.put(cls, "scale", "scale", Observer(_begin("scale"), _end(_end_scale), _leave))
+        observers.put(cls, "unscale_", "unscale", Observer(_begin("unscale_"), _end(_end_unscale), _leave))
+        observers.put(cls, "step", "scaler_step", Observer(_begin("step", _before_step), _end(_end_step), _leave))
 
 
 def current_scale(scaler: Any) -> Any:

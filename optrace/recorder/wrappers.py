@@ -16,7 +16,7 @@ from optrace.recorder.account import read_scalar
 from optrace.recorder.context import StepContext
 from optrace.recorder.fingerprints import batch_fingerprint, state_dict_fingerprints
 from optrace.recorder.living import living, subclasses
-from optrace.recorder.patching import Calls, Observers, unseen
+from optrace.recorder.patching import Begin, Calls, End, Fail, Observer, Observers, unseen
 from optrace.recorder.plain_calls import noted
 
 
@@ -70,9 +70,9 @@ def sight() -> None:
     for base, names in _METHODS.items():
         for cls in subclasses(base):
             own = vars(cls)
-            for name, (kind, begin, end, fail) in names.items():
+            for name, (kind, observer) in names.items():
                 if name in own:
-                    _observers.put(cls, name, kind, begin, end, fail, quick=_QUICK.get(kind))
+                    _observers.put(cls, name, kind, observer)
     wrap_scaler.put_on(_observers, subclasses)
 
 
@@ -83,14 +83,11 @@ def _living_optimizers() -> list[Any]:
 
 def _put_on() -> None:
     sight()
-    _observers.put(torch.nn.Module, "zero_grad", "module", _begin_module_zero_grad, _end_module_zero_grad, None, True)
-    quick = _QUICK["backward"]
-    _observers.put(
-        torch.autograd, "backward", "backward", _begin_backward, _end_backward, _fail_backward, True, quick=quick
-    )
+    _observers.put(torch.nn.Module, "zero_grad", "module", _MODULE_ZERO_GRAD)
+    _observers.put(torch.autograd, "backward", "backward", _BACKWARD)
     for name, begin in _CLIPS.items():
         if hasattr(torch.nn.utils, name):
-            _observers.put(torch.nn.utils, name, "clip", begin, _end_clip, _fail_clip, True)
+            _observers.put(torch.nn.utils, name, "clip", Observer(begin, _end_clip, _fail_clip, traced=True))
     _observers.spread()
 
 
@@ -363,36 +360,33 @@ def _end_next(counts: bool, batch: Any) -> None:
             listener.context.yielded(fingerprint)
 
 
-def _method(kind: str, end: Callable[[Any, Any], None]) -> tuple[Any, ...]:
-    return kind, _begin_method(kind), end, _leave
+def _often(kind: str, begin: Begin, end: End, fail: Fail, traced: bool = False) -> Observer:
+    """The observer of calls that come with every step."""
+    return Observer(begin, end, fail, traced, noted(kind, _listeners, _calls, begin, end))
 
 
-_METHODS: dict[type, dict[str, tuple[Any, ...]]] = {
+def _method(kind: str, end: End) -> tuple[str, Observer]:
+    return kind, Observer(_begin_method(kind), end, _leave)
+
+
+_MODULE_ZERO_GRAD = Observer(_begin_module_zero_grad, _end_module_zero_grad, traced=True)
+_BACKWARD = _often("backward", _begin_backward, _end_backward, _fail_backward, traced=True)
+_METHODS: dict[type, dict[str, tuple[str, Observer]]] = {
     Optimizer: {
         "__init__": _method("__init__", _end_init),
-        "zero_grad": _method("zero_grad", _end_zero_grad),
+        "zero_grad": ("zero_grad", _often("zero_grad", _begin_method("zero_grad"), _end_zero_grad, _leave)),
         "state_dict": _method("state_dict", _end_state_dict),
-        "load_state_dict": ("load_state_dict", _begin_load, _end_load, _leave),
+        "load_state_dict": ("load_state_dict", Observer(_begin_load, _end_load, _leave)),
         "add_param_group": _method("add_param_group", _end_add_param_group),
         "train": _method("train", _end_mode("train")),
         "eval": _method("eval", _end_mode("eval")),
     },
     LRScheduler: {
-        "step": ("scheduler", _begin_scheduler, _end_scheduler_step, _leave),
-        "_initial_step": ("scheduler_init", _begin_scheduler, _end_scheduler_init, _leave),
+        "step": ("scheduler", _often("scheduler", _begin_scheduler, _end_scheduler_step, _leave)),
+        "_initial_step": ("scheduler_init", Observer(_begin_scheduler, _end_scheduler_init, _leave)),
     },
-    dataloader._BaseDataLoaderIter: {"__next__": ("next", _begin_next, _end_next, _leave)},
+    dataloader._BaseDataLoaderIter: {"__next__": ("next", Observer(_begin_next, _end_next, _leave))},
 }
-
-_QUICK = {
-    kind: noted(kind, _listeners, _calls, begin, end)
-    for kind, begin, end in (
-        ("zero_grad", *_METHODS[Optimizer]["zero_grad"][1:3]),
-        ("scheduler", _begin_scheduler, _end_scheduler_step),
-        ("backward", _begin_backward, _end_backward),
-    )
-}
-"""For the calls that come with every step, by kind."""
 
 _observers = Observers(_failed, torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling)
 wrap_scaler.connect(_listeners, _tell)

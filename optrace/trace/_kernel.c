@@ -324,7 +324,7 @@ static PyMethodDef METHODS[] = {
     {"fill_tensors", (PyCFunction)(void (*)(void))fill_tensors, METH_FASTCALL,
      "fill_tensors(message, places, step, rows): see batches.py"},
     {"fill_groups", (PyCFunction)(void (*)(void))fill_groups, METH_FASTCALL,
-     "fill_groups(message, known, groups): see batches.py"},
+     "fill_groups(message, known, groups): see group_batches.py"},
     {"fill_step", (PyCFunction)(void (*)(void))fill_step, METH_FASTCALL,
      "fill_step(message, fields, step_at, optimizer_at, step, optimizer, values): see batches.py"},
     {"fill_events", (PyCFunction)(void (*)(void))fill_events, METH_FASTCALL,

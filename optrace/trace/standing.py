@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optrace.trace.batches import GroupBatches, Part
+from optrace.trace.batches import Part
+from optrace.trace.group_batches import GroupBatches
 from optrace.trace.measure import kernel
 from optrace.trace.stream import TableStream
 

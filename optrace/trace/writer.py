@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from optrace.errors import TraceError
 from optrace.trace.background import BackgroundWriter
-from optrace.trace.batches import EventBatches, GroupBatches, StepBatches, TensorLayout
+from optrace.trace.batches import EventBatches, StepBatches, TensorLayout
+from optrace.trace.group_batches import GroupBatches
 from optrace.trace.jsonfile import read_json, write_json
 from optrace.trace.schema import FORMAT, SEGMENT_BYTES, TABLES, Event
 from optrace.trace.segments import Sealer

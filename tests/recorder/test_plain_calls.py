@@ -10,7 +10,7 @@ from torch import nn
 
 import optrace
 from optrace.recorder import plain_calls, steady, wrappers
-from optrace.trace import batches, writer
+from optrace.trace import batches, group_batches, writer
 from optrace.trace.measure import kernel
 
 pytestmark = pytest.mark.skipif(kernel is None, reason="without the C kernel Python notes all calls")
@@ -252,7 +252,8 @@ def test_a_trace_made_by_the_kernel_is_the_one_that_python_makes(program, tmp_pa
     monkeypatch.setattr(plain_calls, "_KNOWN", False)
     monkeypatch.setattr(steady, "kernel", None)
     monkeypatch.setattr(writer, "can_stand", lambda: False)
-    for filled in ("groups", "tensors", "step", "events"):
+    monkeypatch.setattr(group_batches, "_fill_groups", None)
+    for filled in ("tensors", "step", "events"):
         monkeypatch.setattr(batches, f"_fill_{filled}", None)
     by_python = recorded(program, tmp_path / "python")
     for ours, theirs in zip(by_kernel, by_python, strict=True):

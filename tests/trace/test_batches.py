@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optrace.trace import batches
-from optrace.trace.batches import EventBatches, GroupBatches, StepBatches, TensorLayout
+from optrace.trace import batches, group_batches
+from optrace.trace.batches import EventBatches, StepBatches, TensorLayout
+from optrace.trace.group_batches import GroupBatches
 from optrace.trace.measure import ROW, kernel
 from optrace.trace.schema import Event
 
@@ -46,7 +47,7 @@ def of_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_fill_events", None)
     monkeypatch.setattr(batches, "_fill_tensors", None)
     monkeypatch.setattr(batches, "_fill_step", None)
-    monkeypatch.setattr(batches, "_fill_groups", None)
+    monkeypatch.setattr(group_batches, "_fill_groups", None)
 
 
 @settings(max_examples=100, deadline=None)
