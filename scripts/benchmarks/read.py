@@ -12,7 +12,7 @@ from time import perf_counter
 
 import optrace
 from benchmarks.figures import Report, Row, spread
-from benchmarks.training import two_layers
+from benchmarks.training import two_layers_noisy
 
 _OPEN = """
 import sys, json
@@ -37,9 +37,10 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     """Measure 100,000 steps of the two-layer regression; quick: 10,000."""
     count = 10_000 if quick else 100_000
     report = Report(
-        "read", "The two-layer regression recorded whole, then opened by a process of its own (imports apart)."
+        "read",
+        "The two-layer regression with noisy targets, recorded whole, then opened by another process (imports apart).",
     )
-    training = two_layers()
+    training = two_layers_noisy()
     with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
         path = Path(folder) / "run"
         hooks, files = [], 0

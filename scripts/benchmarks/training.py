@@ -59,16 +59,25 @@ def two_layers_each_step() -> Training:
     return _two_layers("two-layer-cosine", lambda optimizer: schedule(optimizer, 100, eta_min=1e-4))
 
 
-def _two_layers(name: str, schedule: Callable[[torch.optim.Optimizer], Any]) -> Training:
+def two_layers_noisy() -> Training:
+    """The same with targets that differ at each step, so that nothing converges to numbers that repeat."""
+    constant = torch.optim.lr_scheduler.StepLR
+    return _two_layers("two-layer-noisy", lambda optimizer: constant(optimizer, 50, gamma=1.0), noise=0.1)
+
+
+def _two_layers(name: str, schedule: Callable[[torch.optim.Optimizer], Any], noise: float = 0.0) -> Training:
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 11).reshape(11, 1)
     y = 3 * x + 0.5
     first, second = nn.Linear(1, 10), nn.Linear(10, 1)
     groups = [{"params": first.parameters(), "lr": 0.01}, {"params": second.parameters(), "lr": 0.001}]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
-    return _training(
-        name, optimizer, lambda: ((second(first(x)) - y) ** 2).mean(), steps=300, warm=30, schedule=schedule(optimizer)
-    )
+
+    def loss() -> torch.Tensor:
+        target = y + noise * torch.randn(y.shape) if noise else y
+        return ((second(first(x)) - target) ** 2).mean()
+
+    return _training(name, optimizer, loss, steps=300, warm=30, schedule=schedule(optimizer))
 
 
 class _Residual(nn.Module):
