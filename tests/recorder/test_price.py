@@ -12,6 +12,7 @@ import torch
 
 import optrace
 from optrace.recorder.price import CACHES, EACH, QUICK, QUICK_STEPS, STEPS, Mark, ObservedCall, Price
+from optrace.recorder.session import Session
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +101,18 @@ def test_taking_the_price_is_no_event_and_no_part_of_a_step(tmp_path: Path) -> N
     events = optrace.open(tmp_path / "run").events
     assert list(events["kind"][events["kind"] != "recorder"]) == ["zero_grad", "backward", "step"] * 6
     assert list(events["seq"]) == list(range(1, len(events) + 1))
+
+
+def test_taking_the_price_looks_for_no_work_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backwards without a step would be looked into, which takes longer than all that is priced."""
+    looked: list[Session] = []
+    monkeypatch.setattr(Session, "_suspect_hand_work", looked.append)
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with optrace.record(tmp_path / "run", quiet=True) as session:
+        for _ in range(70):
+            optimizer.zero_grad()
+            net(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        assert session.price.told
+    assert not looked
