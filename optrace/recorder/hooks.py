@@ -55,8 +55,8 @@ class _Open:
 
     __slots__ = ("alone", "depth", "measured", "optimizer", "thread")
 
-    def __init__(self, optimizer: Any, thread: int) -> None:
-        self.optimizer = weakref.ref(optimizer)  # weak: a step that raised is only noticed later
+    def __init__(self, optimizer: Any, thread: int, gone: Callable[[Any], Any]) -> None:
+        self.optimizer = weakref.ref(optimizer, gone)  # weak: a step that raised is only noticed later
         self.thread = thread
         self.depth = 1
         self.measured = False
@@ -120,7 +120,7 @@ class StepHooks:
             self._drop(id(optimizer), step)
         key, step = id(optimizer), self._over.get(id(optimizer))
         if step is None or step.optimizer() is not optimizer or step.thread != _thread():
-            step = self._over[key] = _Open(optimizer, _thread())
+            step = self._over[key] = _Open(optimizer, _thread(), lambda _: self._over.pop(key, None))
         self._open[key] = step
         step.depth = 1
         before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks

@@ -83,10 +83,7 @@ class BeforePlan:
         first, last = self.n_grads, self.n_grads + (len(params) if with_params else 0)
         self.first_known = first if hash_params else last
         """The row of the first parameter whose fingerprint is known from the step before, then of state."""
-        self._known = self.rows[self.first_known :]["fingerprint"]
         self.grad_rows = self.rows[:first]
-        self.grad_words = words_of(self.grad_rows)
-        """The same memory as numbers."""
         self.param_rows = self.rows[first:last]
         self.param_fingerprints: npt.NDArray[np.int64] = self.param_rows["fingerprint"]
         self.state_fingerprints: npt.NDArray[np.int64] = self.rows[last:]["fingerprint"]
@@ -106,21 +103,13 @@ class BeforePlan:
         """Measure into `rows`; the parameters' values go to their copies."""
         self._grad_addresses[:] = grads.addresses
         self.fill(params, state)
-        self.run_again(threads)
+        measure(self.jobs, self.rows, threads)
 
     def fill(self, params: Located, state: Located) -> None:
         """Set where the parameters and the state lie."""
         if params is not self._filled[0] or state is not self._filled[1]:
             self._other_addresses[:] = (params.addresses if self._with_params else []) + state.addresses
             self._filled = params, state
-
-    def run_again(self, threads: int) -> None:
-        """Measure where things lay the last time, or where `jobs` now say."""
-        measure(self.jobs, self.rows, threads)
-
-    def words(self) -> bytes:
-        """The fingerprints of parameters and state, as `AfterPlan.words` gives them after the step before."""
-        return self._known.tobytes()
 
 
 class AfterPlan:
@@ -214,15 +203,10 @@ class AfterPlan:
         if self._filled[0] is not params or self._filled[1] is not state or self._filled[2] is not scalars:
             self._addresses[:] = (params.addresses if self._with_params else []) + state.addresses + scalars.addresses
             self._filled = params, state, scalars
-        self.run_again(words_of(grads[0]), before, threads)
-        if self.n_grads:
-            self.present[: self.n_grads] = grads[1]
-
-    def run_again(self, grads: npt.NDArray[np.int64], before: Rows, threads: int) -> None:
-        """Measure where things lay the last time; the same gradients are present, whose rows are given as numbers."""
         measure(self.jobs, self.all_rows, threads)
         if self.n_grads:
-            self._grad_words[:] = grads
+            self._grad_words[:] = words_of(grads[0])
+            self.present[: self.n_grads] = grads[1]
         self.add_sampled(before)
 
     def add_sampled(self, before: Rows) -> None:

@@ -316,7 +316,6 @@ static PyMethodDef METHODS[] = {
      "join_team(address): measure in this thread with the OpenMP runtime whose GOMP_parallel is there; 0: leave it"},
     {"instructions", (PyCFunction)(void (*)(void))instructions, METH_FASTCALL,
      "instructions([name]): choose the instruction set, the best one without a name; return its name"},
-    {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, "look(known, groups, state, jobs): see steady.py"},
     {"before_again", (PyCFunction)(void (*)(void))before_again, METH_FASTCALL,
      "before_again(known, groups, state, threads, jobs, rows, first, count, after, first_after): see steady.py"},
     {"after_again", (PyCFunction)(void (*)(void))after_again, METH_FASTCALL,

@@ -252,14 +252,3 @@ static int look_at(PyObject *known, PyObject *groups, PyObject *state, PyObject 
     }
     return found;
 }
-
-static PyObject *look(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
-{
-    (void)module;
-    if (n != 4) {
-        PyErr_SetString(PyExc_TypeError, "look(known, groups, state, jobs)");
-        return NULL;
-    }
-    const int found = look_at(arguments[0], arguments[1], arguments[2], arguments[3]);
-    return found < 0 ? NULL : PyLong_FromLong(found);
-}

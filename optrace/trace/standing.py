@@ -1,7 +1,7 @@
 """A standing order to write: what is known of the batches of a step that is laid out as the one before it.
 
-Where an optimizer's rows stay the same memory and its options the same list, a step changes numbers only. Then one
-call of the C kernel fills its batches and writes them, one write(2) a table.
+Where an optimizer's rows stay the same memory and its options change in floats at most, a step changes numbers only.
+Then one call of the C kernel fills its batches and writes them, one write(2) a table.
 """
 
 from __future__ import annotations

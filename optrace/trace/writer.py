@@ -27,6 +27,10 @@ from optrace.trace.values import pack_values, write_packed
 __all__ = ["Event", "RankWriter", "RunWriter", "TensorLayout", "TraceFull"]
 
 
+_KNOWN = 64
+"""Optimizers whose last rows are kept to know them again; a program that steps more in turn writes at more cost."""
+
+
 class TraceFull(TraceError):
     """The trace has reached the size that it was allowed (`--max-size`)."""
 
@@ -290,6 +294,9 @@ class RankWriter:
         group_part = self._groups.part(optimizer) if groups else None
         known = (group_part and group_part[0], *(tensors if tensors is not None else (None, None, None)))
         before = self._before.get(optimizer)
+        if before is None and len(self._before) >= _KNOWN:  # those of optimizers that are gone hold memory
+            self._before.clear()
+            self._orders.clear()
         self._before[optimizer] = known
         if not whole or self.max_bytes is not None or not can_stand():
             return

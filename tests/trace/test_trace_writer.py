@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -549,3 +551,15 @@ try:
 except OSError as error:
     print(step, story.again)
 """
+
+
+@pytest.mark.skipif(kernel is None, reason="steps are written again by the C kernel alone")
+def test_rows_of_optimizers_that_step_no_more_are_let_go(tmp_path):
+    story = Story(tmp_path / "run", optimizers=70).tell(1)
+    layout = weakref.ref(story.layout(0, QUANTITIES))
+    story._layouts.clear()
+    gc.collect()
+    assert layout() is None
+    story.tell(3, first=2)
+    story.writer.close()
+    assert open_trace(tmp_path / "run").last_steps == dict.fromkeys(range(70), 3)
