@@ -228,6 +228,18 @@ static void add_quoted(Text *text, PyObject *word)
     }
 }
 
+/* A finite float as Python's repr has it, which JSON takes over. */
+static void add_float(Text *text, double number)
+{
+    int kind;
+    char *digits = PyOS_double_to_string(number, 'r', 0, Py_DTSF_ADD_DOT_0, &kind);
+    if (digits && kind == Py_DTST_FINITE)
+        add(text, digits, (Py_ssize_t)strlen(digits));
+    else
+        text->length = -1;
+    PyMem_Free(digits);
+}
+
 static void add_value(Text *text, PyObject *value)
 {
     if (value == Py_None) {
@@ -238,6 +250,8 @@ static void add_value(Text *text, PyObject *value)
         add(text, "false", 5);
     } else if (Py_TYPE(value) == &PyUnicode_Type) {
         add_quoted(text, value);
+    } else if (Py_TYPE(value) == &PyFloat_Type) {
+        add_float(text, PyFloat_AsDouble(value));
     } else if (Py_TYPE(value) == &PyLong_Type) {
         char digits[32];
         int beyond = 0;
