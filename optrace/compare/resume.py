@@ -9,6 +9,7 @@ from typing import Any
 
 from optrace.compare.arrow import integers, lists, numbers, texts
 from optrace.compare.match import Matching
+from optrace.compare.random_states import HOSTS, torch_half
 from optrace.compare.source import Source
 
 
@@ -185,6 +186,9 @@ def _surroundings(a: Source, b: Source, index_a: int, index_b: int, step: int) -
         one, other = _of_steps(a, index_a, step + 1, column), _of_steps(b, index_b, 1, column)
         if one is None or other is None:
             yield Resumed(name, "unknown", None, None, None)
+        elif column == "rng" and (one != other) and torch_half(one) == torch_half(other):
+            yield Resumed("torch's random state", "equal", None, None, None)
+            yield Resumed(f"random state ({HOSTS})", "differs", None, None, None)
         else:
             yield Resumed(name, "equal" if one == other else "differs", None, None, None)
 

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from optrace.compare.arrow import known, numbers
 from optrace.compare.match import Matching
+from optrace.compare.random_states import Generators
 from optrace.compare.report import Divergence
 from optrace.compare.source import Source
 
 _WORDS = {
     "batch": "the batches differ since step {step}",
-    "rng": "the random state differs since step {step}",
+    "rng": "the random state differs since step {step} ({which})",
     "n_backward": "the number of backward passes differs since step {step}: {a:g} in {{A}}, {b:g} in {{B}}",
     "n_skipped": "the number of skipped steps differs since step {step}: {a:g} in {{A}}, {b:g} in {{B}}",
     "loss": "the loss differs since step {step}: {a!r} in {{A}}, {b!r} in {{B}}",
@@ -50,7 +51,11 @@ def note_steps(
             step, value_a, value_b = min(firsts)
             if (name == "loss" and (first is None or step > first.step)) or (name == "rng" and not upstream):
                 continue
-            yield words.format(step=step, a=value_a, b=value_b)
+            which = ""
+            if name == "rng":
+                states = Generators(({step: value_a}, {step: value_b})).at(step)
+                which = "" if states is None else states.words
+            yield words.format(step=step, a=value_a, b=value_b, which=which)
 
 
 def _known(table: Any, name: str, optimizer: int) -> tuple[NDArray[np.int64], NDArray[Any]]:

@@ -9,6 +9,7 @@ from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.gradient_rows import gradients_at
 from optrace.compare.causes.micro import parted_after
+from optrace.compare.random_states import Generators, RandomStates
 from optrace.compare.words import count_words
 
 
@@ -17,25 +18,40 @@ def upstream(case: Case) -> Iterator[Cause]:
     first = case.first
     assert first is not None
     step = first.step
-    batches, generators = ([case.column(name, side) for side in (0, 1)] for name in ("batch", "rng"))
+    batches, prints = ([case.column(name, side) for side in (0, 1)] for name in ("batch", "rng"))
     equal_before = [s for s in case.steps if s < step]
     differ = _differs(batches, step)
     blameless = any(_differs(batches, s) for s in equal_before)
     if differ and not blameless:
         yield _batches(case, step, batches)
         return
-    if _differs(generators, step) and not any(_differs(generators, s) for s in equal_before) and differ is False:
-        yield Cause(
-            "rng",
-            f"the random state differs when step {step} goes backward, the batches are the same: one side has drawn"
-            " other numbers by then, or more of them",
-            "seed both alike (torch.manual_seed, and the device's generator) right before training, and draw from that"
-            " generator in both alike: the same dropout and other random layers, in the same mode (train or eval)",
-            (f"fingerprint of the generators at step {step} differs; equal parameters and batches",),
-            steps=(step, max(case.steps)),
-        )
+    generators = Generators(prints)
+    states = generators.at(step)
+    before = any(past.matter for s in equal_before if (past := generators.at(s)) is not None)
+    if states is not None and states.matter and not before and differ is False:
+        yield _drawn(case, step, states)
         return
-    yield _unknown(case, step, differ, _differs(generators, step))
+    yield _unknown(case, step, differ, states)
+
+
+def _drawn(case: Case, step: int, states: RandomStates) -> Cause:
+    evidence = [f"fingerprint of {states.words} at step {step} differs; equal parameters and batches"]
+    if states.torch and not states.torch_rests:
+        seed = "torch.manual_seed, and the device's generator"
+        rest = "the same dropout and other random layers, in the same mode (train or eval)"
+    else:
+        agree = "nothing draws from torch's" if states.torch else "torch's generators agree"
+        evidence.append(f"{agree}, and something draws from the others while training")
+        seed = "random.seed and numpy.random.seed"
+        rest = "augmentation, masking, sampling of negatives"
+    return Cause(
+        "rng",
+        f"the random state differs when step {step} goes backward ({states.words}), the batches are the same: one side"
+        " has drawn other numbers by then, or more of them",
+        f"seed both alike ({seed}) right before training, and draw from that generator in both alike: {rest}",
+        tuple(evidence),
+        steps=(step, max(case.steps)),
+    )
 
 
 def batches_apart(case: Case) -> Iterator[Cause]:
@@ -92,7 +108,7 @@ def _batches(case: Case, step: int, batches: list[dict[int, int]]) -> Cause:
     )
 
 
-def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cause:
+def _unknown(case: Case, step: int, batch: bool | None, states: RandomStates | None) -> Cause:
     told = []
     told.append(
         "the batches are the same"
@@ -101,12 +117,7 @@ def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cau
         if batch is None
         else "the batches are numbered otherwise, but that made no difference before"
     )
-    if rng is False:
-        told.append("so is the random state" if batch is False else "the random state is the same")
-    elif rng:
-        told.append(
-            "the random state differs, as it did before without effect" if step > 1 else "the random state differs"
-        )
+    told += _random_words(states, batch, step)
     told += parted_after(case)
     losses = [case.column("loss", side).get(step) for side in (0, 1)]
     if None not in losses:
@@ -137,6 +148,19 @@ def _unknown(case: Case, step: int, batch: bool | None, rng: bool | None) -> Cau
         tuple(told),
         steps=(step, max(case.steps)),
     )
+
+
+def _random_words(states: RandomStates | None, batch: bool | None, step: int) -> Iterator[str]:
+    """What is known of the generators where they are not the cause."""
+    if states is None:
+        return
+    if not states.torch and not states.host:
+        yield "so is the random state" if batch is False else "the random state is the same"
+    elif not states.matter:
+        agree = "" if states.torch else "; torch's agree"
+        yield f"the random state differs ({states.words}), but nothing is seen to draw from it while training{agree}"
+    else:
+        yield f"the random state differs ({states.words})" + (", as it did before without effect" if step > 1 else "")
 
 
 def _order(case: Case, side: int, step: int) -> str:
