@@ -15,12 +15,21 @@ import torch
 
 from optrace.recorder.known import Mark, mark
 from optrace.recorder.plans import AfterPlan, BeforePlan, Located
-from optrace.recorder.tensors import COMPLEX
 from optrace.trace.measure import kernel
 
 _FIXED = frozenset({float, int, bool, str, type(None)})
 _NOT_OPTIONS = frozenset({"params", "param_names"})
 _NO_OPTION = ...
+_EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+"""torch's table of C functions that tell where a tensor lies; None before torch 2.10."""
+_FLOAT, _BFLOAT = 2 << 8, 4 << 8
+_KINDS = {
+    torch.float64: _FLOAT | 64,
+    torch.float32: _FLOAT | 32,
+    torch.float16: _FLOAT | 16,
+    torch.bfloat16: _BFLOAT | 16,
+}
+"""Types of gradients, as DLPack calls them: code and bits."""
 
 DIFFERENT, OPTIONS, SAME = range(3)
 """What a look may find: something else, the same tensors under other options (floats), all the same."""
@@ -42,7 +51,7 @@ class Steady:
             (pairs, place + 1) for pairs in options for place in range(0, len(pairs), 2) if pairs[place] == "lr"
         ]
         groups = tuple(zip(params, options, strict=True))
-        self._known = groups, state, (torch.Tensor, torch.nn.Parameter, torch.strided)
+        self._known = groups, state, (torch.Tensor, torch.nn.Parameter, torch.strided, _EXCHANGE)
         """The kernel takes floats that have changed over into the lists of options."""
         self.idle = self._is_idle()
         """Whether there is an lr and every lr is 0."""
@@ -109,13 +118,13 @@ class Steady:
 
 
 def _gradient(grads: Located | None, index: int) -> Any:
-    """Dtype and size of a gradient; None: there is none; False: it is not wanted; ...: it is no plain one."""
+    """Dtype, size and DLPack's kind of a gradient; None: there is none; False: not wanted; ...: it is no plain one."""
     if grads is None:
         return False
     kind = grads.kinds[index]
     if kind is None:
         return None
-    return (kind, grads.numels[index]) if isinstance(kind, torch.dtype) and kind not in COMPLEX else ...
+    return (kind, grads.numels[index], _KINDS[kind]) if kind in _KINDS else ...
 
 
 def _options(groups: Sequence[Mapping[str, Any]]) -> Options | None:

@@ -20,6 +20,7 @@
 #include "_kernel_team.h"
 #include "_kernel_apart.h"
 #include "_kernel_elements.h"
+#include "_kernel_exchange.h"
 #include "_kernel_look.h"
 #include "_kernel_rows.h"
 #include "_kernel_order.h"

@@ -1,6 +1,7 @@
 /* One look at an optimizer of torch: whether it holds what it held at the step before, and where its gradients lie now.
  *
- * It asks the tensors through Python, so that nothing of torch is built in. What it compares with is a tuple that
+ * It asks the tensors through a table of functions that torch hands out, or through Python, so that nothing of torch is
+ * built in. What it compares with is a tuple that
  * optrace/recorder/steady.py makes; the order of its members is written down there. Whatever is not as known, or
  * raises, is "different": the caller then goes the long way, which tells what it is.
  */
@@ -70,35 +71,61 @@ static long long number_at(PyObject *tuple, Py_ssize_t place)
     return (long long)PyLong_AsUnsignedLongLong(PyTuple_GetItem(tuple, place));
 }
 
-/* Whether `tensor` is the object behind a weak reference, with as many values where they were: (ref, address, numel). */
-static int is_known(PyObject *tensor, PyObject *mark)
+/* What a tensor is held against: (torch.Tensor, torch.nn.Parameter, torch.strided, the capsule of the exchange table or
+ * None). */
+enum { TENSOR_TYPE, PARAMETER_TYPE, LAYOUT, EXCHANGE };
+
+static int is_plain_type(PyObject *tensor, PyObject *plain)
 {
-    return PyWeakref_GetObject(PyTuple_GetItem(mark, 0)) == tensor &&
-           ask(tensor, word_data_ptr) == number_at(mark, 1) && says(tensor, word_is_contiguous) &&
-           ask(tensor, word_numel) == number_at(mark, 2);
+    PyObject *kind = (PyObject *)Py_TYPE(tensor);
+    return kind == PyTuple_GetItem(plain, TENSOR_TYPE) || kind == PyTuple_GetItem(plain, PARAMETER_TYPE);
 }
 
-/* The gradient of a parameter: (dtype, numel), or None where it had none. Its address, 0 where it has none, or -1. */
+/* Whether `tensor` is the object behind a weak reference, with as many values where they were: (ref, address, numel). */
+static int is_known(PyObject *tensor, PyObject *mark, PyObject *plain)
+{
+    if (PyWeakref_GetObject(PyTuple_GetItem(mark, 0)) != tensor)
+        return 0;
+    const long long address = number_at(mark, 1), numel = number_at(mark, 2);
+    const Exchange *table = exchange_in(PyTuple_GetItem(plain, EXCHANGE));
+    long long found = -1;
+    if (table && is_plain_type(tensor, plain))
+        return exchanged_lies_in_order(table, tensor, numel, -1, &found) && found == address;
+    return ask(tensor, word_data_ptr) == address && says(tensor, word_is_contiguous) && ask(tensor, word_numel) == numel;
+}
+
+/* Where the values of a gradient lie, if it is as `wanted`: (dtype, numel, kind of DLPack); else -1. */
+static long long address_in_order(PyObject *grad, PyObject *wanted, PyObject *plain)
+{
+    if (!is_plain_type(grad, plain))
+        return -1;
+    const long long numel = number_at(wanted, 1);
+    const Exchange *table = exchange_in(PyTuple_GetItem(plain, EXCHANGE));
+    long long address = -1;
+    if (table) {
+        if (!exchanged_lies_in_order(table, grad, numel, number_at(wanted, 2), &address))
+            return -1;
+    } else if (attribute_is(grad, word_dtype, PyTuple_GetItem(wanted, 0)) &&
+               attribute_is(grad, word_layout, PyTuple_GetItem(plain, LAYOUT)) && has(grad, word_is_cpu) &&
+               ask(grad, word_numel) == numel && says(grad, word_is_contiguous)) {
+        address = ask(grad, word_data_ptr);
+    }
+    return numel == 1 && address != -1 && says(grad, word_is_neg) ? -1 : address;
+}
+
+/* The gradient of a parameter, None as `wanted` where it had none. Its address, 0 where it has none, or -1. */
 static long long address_of_gradient(PyObject *param, PyObject *wanted, PyObject *plain)
 {
-    long long address = -1;
     if (!has(param, word_is_leaf))
         return -1;
     PyObject *grad = PyObject_GetAttr(param, word_grad);
     if (!grad)
         return -1;
-    if (grad == Py_None || wanted == Py_None) {
+    long long address;
+    if (grad == Py_None || wanted == Py_None)
         address = grad == wanted ? 0 : -1;
-    } else {
-        PyObject *kind = (PyObject *)Py_TYPE(grad);
-        const long long numel = number_at(wanted, 1);
-        if ((kind == PyTuple_GetItem(plain, 0) || kind == PyTuple_GetItem(plain, 1)) &&
-            attribute_is(grad, word_dtype, PyTuple_GetItem(wanted, 0)) &&
-            attribute_is(grad, word_layout, PyTuple_GetItem(plain, 2)) && has(grad, word_is_cpu) &&
-            ask(grad, word_numel) == numel && says(grad, word_is_contiguous) &&
-            !(numel == 1 && says(grad, word_is_neg)))
-            address = ask(grad, word_data_ptr);
-    }
+    else
+        address = address_in_order(grad, wanted, plain);
     Py_DECREF(grad);
     return address;
 }
@@ -110,7 +137,7 @@ static int param_is_known(PyObject *param, PyObject *entry, PyObject *plain, Job
     PyObject *mark = PyTuple_GetItem(entry, 0);
     if (PyTuple_Size(entry) == 1) /* not recorded */
         return PyWeakref_GetObject(mark) == param;
-    if (!is_known(param, mark))
+    if (!is_known(param, mark, plain))
         return 0;
     if (!jobs)
         return 1;
@@ -160,7 +187,7 @@ static int compare_options(PyObject *group, PyObject *known)
     return k == PyList_Size(known) ? same : -1;
 }
 
-static int state_is_known(PyObject *state, PyObject *known)
+static int state_is_known(PyObject *state, PyObject *known, PyObject *plain)
 {
     PyObject *param, *entry, *key, *value;
     Py_ssize_t place = 0, k = 0;
@@ -179,7 +206,7 @@ static int state_is_known(PyObject *state, PyObject *known)
             return 0;
         while (PyDict_Next(entry, &inner, &key, &value)) {
             if (m >= PyTuple_Size(wanted) || key != PyTuple_GetItem(wanted, m) ||
-                !is_known(value, PyTuple_GetItem(wanted, m + 1)))
+                !is_known(value, PyTuple_GetItem(wanted, m + 1), plain))
                 return 0;
             m += 2;
         }
@@ -230,7 +257,7 @@ static int compare(PyObject *known, PyObject *groups, PyObject *state, Job *jobs
             found = 1;
     }
     PyObject *entries = PyTuple_GetItem(known, 1); /* ... where no state is recorded */
-    return entries == Py_Ellipsis || state_is_known(state, entries) ? found : 0;
+    return entries == Py_Ellipsis || state_is_known(state, entries, plain) ? found : 0;
 }
 
 /* The same of Python's objects, the jobs None or an array; whatever raises is "different". -1: they are no such. */

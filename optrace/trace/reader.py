@@ -35,7 +35,9 @@ def open_trace(path: str | os.PathLike[str] = "latest") -> Trace:
     one rank recorded. Nothing in the folder is executed or
     trusted. TraceError when there is no trace, when it is damaged, or when a newer optrace wrote it.
     """
-    folder = find_run(Path(path))
+    if not isinstance(path, str | os.PathLike):
+        raise TraceError(f"a run is named by its folder, not by {path!r}")
+    folder = find_run(Path(os.path.expanduser(path)))
     info = read_run_info(folder)
     if sum(restart == 0 for _, restart in rank_folders(folder)) > 1:
         from optrace.trace.logical import LogicalTrace

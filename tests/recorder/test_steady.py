@@ -279,9 +279,40 @@ def assert_same(tmp_path, change, make=None, **settings):
         pd.testing.assert_frame_equal(found[name], table, check_exact=True)
 
 
+@pytest.fixture(params=["told by torch's table", "asked through Python"])
+def looked_at(request, monkeypatch):
+    """A torch that has the exchange table (2.10 and newer), and one that has not."""
+    if request.param == "asked through Python":
+        monkeypatch.setattr(steady, "_EXCHANGE", None)
+    elif steady._EXCHANGE is None:
+        pytest.skip("this torch has no exchange table")
+
+
+@pytest.mark.usefixtures("looked_at")
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_after_many_equal_steps_is_recorded_as_if_it_were_looked_for(tmp_path, change):
     assert_same(tmp_path, change)
+
+
+@pytest.mark.usefixtures("looked_at")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_gradients_of_any_type_are_known_again(tmp_path, dtype):
+    param = torch.nn.Parameter(torch.arange(12).reshape(3, 4).to(dtype))
+    scalar, empty = torch.nn.Parameter(torch.ones((), dtype=dtype)), torch.nn.Parameter(torch.ones(0, 3, dtype=dtype))
+    optimizer = torch.optim.SGD([param, scalar, empty], lr=0.1, momentum=0.5)
+    with optrace.record(tmp_path / "run", quiet=True, strict=True) as session:
+        for step in range(1, WARM + 1):
+            for one in (param, scalar, empty):
+                one.grad = torch.full_like(one, step)
+            optimizer.step()
+        assert session._steps.tracks[0].capture.known_steps > 0
+        scalar.grad = torch._neg_view(torch.full_like(scalar, 3.0))
+        assert scalar.grad.item() == -3.0
+        optimizer.step()
+    grads = optrace.open(tmp_path / "run").table("tensors", quantity="grad")
+    means = {numel: list(of["mean"]) for numel, of in grads.groupby("numel")}
+    assert means[12] == [*map(float, range(1, WARM + 1)), WARM]
+    assert means[1] == [*map(float, range(1, WARM + 1)), -3.0]
 
 
 @pytest.mark.parametrize("change", [nothing, other_rate, other_betas, loaded, edited_state, lost_state, frozen])
