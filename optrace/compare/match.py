@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from optrace.compare.names import Renaming, match_names, suggest_rule
+from optrace.compare.orphans import nameless, without_grad
 from optrace.compare.prefixes import match_by_ends
 from optrace.compare.source import Source, param_rows
 from optrace.compare.words import count_words
@@ -259,6 +260,14 @@ def _nothing_common(a: Source, b: Source, names_a: Sequence[str], names_b: Seque
             f"{a.name} and {b.name} have no parameter in common by name, and by how names end several optimizers may be"
             f" the same; compare one by one, and with --map '^PREFIX='; of these pairs: {several}"
         )
+    for source, names in ((b, names_b), (a, names_a)):
+        if nameless(names) and without_grad(source, names):
+            return (
+                f"{a.name} and {b.name} have no parameter in common: those of {source.name}'s optimizer (like"
+                f" {names[0]}) belong to no module or variable of it, and none has a gradient at any step; make the"
+                f" optimizer of {source.name} for the model that is trained: it was copied, rebuilt or replaced after"
+                " the optimizer was made"
+            )
     rule = suggest_rule(names_a, names_b)
     advice = f"; try {rule}" if rule else "; name their counterparts with --map OLD=NEW" if names_a and names_b else ""
     return f"{a.name} and {b.name} have no parameter in common: {some(names_a)} against {some(names_b)}{advice}"

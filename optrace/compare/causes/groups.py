@@ -9,6 +9,7 @@ from optrace.compare.arrow import integers
 from optrace.compare.causes.case import Case, few
 from optrace.compare.causes.cause import Cause
 from optrace.compare.hyper import MISSING, HyperDifference
+from optrace.compare.orphans import nameless, twins, without_grad
 from optrace.compare.source import param_rows
 from optrace.compare.words import count_words, value_words
 
@@ -104,6 +105,7 @@ def missing_params(case: Case) -> Iterator[Cause]:
     """Parameters that one side's optimizer does not hold, or that another one does."""
     elsewhere = case.matching.elsewhere
     yield from _in_another_optimizer(case, elsewhere)
+    late = []
     for side, words in enumerate((case.matching.only_in_a, case.matching.only_in_b)):
         params = [name for word in words if word.startswith("param ") and (name := word[6:]) not in elsewhere]
         if not params:
@@ -111,19 +113,45 @@ def missing_params(case: Case) -> Iterator[Cause]:
         has, lacks = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
         verb = "is" if len(params) == 1 else "are"
         them = "it" if len(params) == 1 else "them"
+        evidence = [f"{has} holds {count_words(len(params), 'parameter')} more"]
         fix = (
             f"give {them} to the optimizer of {{B}} (all parameters that require grad, after the model has its final"
             " modules)"
         )
         if has == "{B}":
             fix = f"leave {them} out of the optimizer of {{B}}, or see why {{A}} has {them} not (a tied weight?)"
-        yield Cause(
-            "param-missing",
-            f"{few(params)} {verb} in no optimizer of {lacks} that was compared, and in one of {has}",
-            fix,
-            (f"{has} holds {count_words(len(params), 'parameter')} more",),
-            params=tuple(params),
+        source = case.sources[side]
+        for name, twin in list(twins(source, params).items())[:2]:
+            evidence.append(f"{name} begins as a copy of {twin} in {has}: in {lacks} the two may be one (tied)")
+            if has == "{B}":
+                fix = f"in {{B}} tie {name} to {twin} as {{A}} does, before the optimizer is made"
+        if without_grad(source, params):
+            evidence.append(f"no gradient of {them} was seen in {has} at any step")
+            if nameless(params):
+                yield _orphaned(has, params, evidence)
+                continue
+        late.append(
+            Cause(
+                "param-missing",
+                f"{few(params)} {verb} in no optimizer of {lacks} that was compared, and in one of {has}",
+                fix,
+                tuple(evidence),
+                params=tuple(params),
+            )
         )
+    yield from late
+
+
+def _orphaned(side: str, params: Sequence[str], evidence: Sequence[str]) -> Cause:
+    what = "a parameter" if len(params) == 1 else "parameters"
+    return Cause(
+        "param-missing",
+        f"an optimizer of {side} holds {what} ({few(params)}) that no module of {side} has any more: replaced in the"
+        " model after the optimizer was made, or the model or the optimizer was copied",
+        f"in {side} make the optimizer after the model has its final modules (resized, tied, copied, wrapped)",
+        tuple(evidence),
+        params=tuple(params),
+    )
 
 
 def _in_another_optimizer(case: Case, names: Sequence[str]) -> Iterator[Cause]:
