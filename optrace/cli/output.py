@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from optrace.errors import OptraceError
+from optrace.errors import OptraceError, TraceError
 from optrace.views.style import wants_color
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ def each_optimizer(source: Source, judge: Callable[[int], T]) -> tuple[list[T], 
     Trouble with one of several is told on standard error and keeps nobody from judging the others.
 
     Raises:
-        OptraceError: none of them could be judged.
+        OptraceError: none of them could be judged, or there is none.
     """
+    if not source.optimizers:
+        raise TraceError(f"{source.name} holds no parameter of any optimizer, so there is nothing to judge")
     classes = dict(source.trace.optimizers)
     judged: list[T] = []
     trouble: list[tuple[int, OptraceError]] = []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from difflib import get_close_matches
+
 import click
 
 from optrace.errors import RecordError
@@ -122,6 +126,8 @@ def command(
     from optrace.recorder.launch import Program, launch
 
     kind, args = _program(ctx)
+    if not quiet and output is None and kind != "command":
+        _tell_whose_output(args)
     launch(Program(kind, args), settings)
 
 
@@ -138,4 +144,42 @@ def _program(ctx: click.Context) -> tuple[str, tuple[str, ...]]:
         kind, args = "script", ctx.args
     if not args or not args[0]:
         raise click.UsageError("name what to run: script.py, -m module, or -- COMMAND", ctx)
+    mistake = _mistake(kind, args[0])
+    if mistake:
+        raise click.UsageError(mistake, ctx)
     return kind, tuple(args)
+
+
+def _mistake(kind: str, name: str) -> str | None:
+    """What is wrong with a program that cannot run as it is named but would under another name; None where it may."""
+    if name.endswith(".ipynb") and kind != "module":
+        return f"{name} is a notebook, which Python cannot run; record in it, with: with optrace.record('run_a'):"
+    if kind == "command":
+        if not name.endswith(".py") or shutil.which(name) or not os.path.isfile(name):
+            return None
+        return f"{name} is a Python script and no command; leave out --, or write -- python {name}"
+    if kind != "script" or name == "-" or os.path.lexists(name) or shutil.which(name):
+        return None
+    words = name.split()
+    if len(words) > 1 and os.path.isfile(words[0]):
+        return f"there is no script {name!r}; leave out the quotes: optrace record {name}"
+    folder, base = os.path.split(name)
+    scripts = [entry for entry in _names(folder) if entry.endswith(".py")]
+    near = get_close_matches(base, scripts, n=1, cutoff=0.75)
+    return f"there is no script {name}; did you mean {os.path.join(folder, near[0])}?" if near else None
+
+
+def _tell_whose_output(args: tuple[str, ...]) -> None:
+    """Say where -o belongs when it stands behind the program and none stands before it."""
+    from optrace.recorder.identity import Job
+
+    job = Job.of(os.environ)
+    if "-o" in args[1:] and (job is None or job.rank == 0):
+        click.echo(f"optrace: -o was given to {args[0]}; optrace's own options stand before it", err=True)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder or ".")
+    except OSError:
+        return []

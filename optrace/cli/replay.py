@@ -45,6 +45,6 @@ def command(run: str, rule: str | None, as_class: str | None, eps: float, form: 
     else:
         for report in reports:
             click.echo(str(report))
-    if not all(report.same for report in reports):
+    if any(report.n_steps and not report.same for report in reports):
         return 1
-    return 2 if troubled else 0
+    return 2 if troubled or not all(report.n_steps for report in reports) else 0

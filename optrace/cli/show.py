@@ -50,11 +50,15 @@ def command(
     if table is not None and table not in TABLES:
         if Path(table).is_dir():
             raise click.UsageError(f"show reads one run; to compare the two: optrace diff {run} {table}")
-        raise click.UsageError(f"there is no table {table!r}; choose one of {', '.join(TABLES)}")
+        near = [name for name in TABLES if name.startswith(table.lower()[:4])]
+        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(TABLES)}"
+        raise click.UsageError(f"there is no table {table!r}; {advice}")
     if table is None and (follow or step or param or form != "table") and not verify:
         if not follow:
             raise click.UsageError(f"name the table that is meant: {', '.join(TABLES)}")
         table = "steps"
+    if run == "":
+        raise click.UsageError("the run's name is empty; name a run, or leave it out for the latest")
     source = open_source(run or "latest")
     if not source.recorded:
         raise TraceError(f"{source.spec} is no recorded run; show reads runs")
@@ -102,6 +106,8 @@ def _selection(source: Source, table: str, step: str | None, param: str | None) 
         from optrace.recorder.settings import parse_steps
 
         low, high = parse_steps(step)
+        if low is not None and high is not None and low > high:
+            raise TraceError(f"--step {step} holds no step; write FIRST:LAST")
         _refuse_missing_step(source, step, low, high)
     if (low, high) != (None, None):
         selection["step"] = (low, high)

@@ -48,7 +48,7 @@ def load(text: str) -> Any:
     """
     module_name, colon, attribute = text.rpartition(":")
     if not colon or not module_name or not attribute:
-        raise GoldenError(f"{text!r} names no candidate; write module:Class or path/to/file.py:Class")
+        raise GoldenError(f"{text!r} names no candidate; {_as_a_candidate(text.strip(':'))}")
     with _importable(Path.cwd()):
         try:
             module = _module(module_name)
@@ -94,6 +94,22 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(text)
 
 
+def _as_a_candidate(text: str) -> str:
+    """How to name what was meant by a text without a module or without a class."""
+    module, dot, attribute = text.rpartition(".")
+    if text.endswith(".py"):
+        return f"name the class in it: {text}:Class"
+    if dot and module and attribute[:1].isupper():
+        return f"write {module}:{attribute}"
+    return "write module:Class or path/to/file.py:Class"
+
+
+def _short(thing: Any) -> str:
+    """An object as a message quotes it."""
+    text = " ".join(repr(thing).split())
+    return text if len(text) <= 40 else f"{text[:36]} ..."
+
+
 def recognise(thing: Any, extra: Mapping[str, Any] | None = None) -> Candidate:
     """Say what kind of candidate a thing is.
 
@@ -105,7 +121,7 @@ def recognise(thing: Any, extra: Mapping[str, Any] | None = None) -> Candidate:
     if not callable(thing) and callable(step) and len(_required(step)) == 4:  # a Rule
         return Candidate(step, RULE, name, extra=extra or {})
     if not callable(thing):
-        raise GoldenError(f"{name} is a {type(thing).__name__}, no class or function; give the class, not an object")
+        raise GoldenError(f"the candidate is {_short(thing)}, no class or function; give the class, not an object")
     base = thing
     while isinstance(base, functools.partial):
         base = base.func

@@ -75,6 +75,7 @@ def check_golden(
         from optrace.goldens.check_schedule import check_schedule
 
         return check_schedule(thing, rule, options or {}, cases, explain)
+    dtype = None if dtype is None else str(dtype).removeprefix("torch.")
     if dtype is not None and dtype not in ("float64", "float32", *LOW):
         raise GoldenError(f"goldens are checked in float64, float32, {' and '.join(LOW)}, not in {dtype!r}")
     defaults = RULES[rule].defaults

@@ -40,9 +40,11 @@ def _float64_first(stem: str) -> tuple[str, bool]:
 
 def check_rule(rule: str) -> str:
     """The rule's name in lower case; GoldenError if it has no goldens."""
+    if not isinstance(rule, str):
+        raise GoldenError(f"rule is {rule!r}; give its name, like 'sgd'")
     known = rules()
     if rule.lower() not in known:
-        near = difflib.get_close_matches(rule.lower(), known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(rule.rpartition(".")[2].lower(), known, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise GoldenError(f"there are no goldens of a rule {rule!r}; {advice}")
     return rule.lower()

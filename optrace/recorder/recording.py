@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -75,8 +75,11 @@ def event(kind: str, **data: Any) -> None:
     """Note an event of your own in the trace: `optrace.event("eval", loss=0.25)`.
 
     It is kept as an event of kind `user` with data {"name": kind, ...}; values are numbers, strings, lists, dicts and
-    0-d tensors. Nothing happens where nothing is recorded. RecordError for other values.
+    0-d tensors. Nothing happens where nothing is recorded. RecordError for other values, and for a kind that is no
+    text.
     """
+    if not isinstance(kind, str):
+        raise RecordError(f"the kind of an event is a word, like 'eval', not {kind!r}")
     cleaned = clean_json(data)
     if _current is not None and _current.active:
         _current.emit("user", None, {"name": kind, **cleaned})
@@ -108,11 +111,16 @@ def settings_from(path: str | os.PathLike[str] | None, options: dict[str, Any]) 
     """
     given = dict(options)
     if "overwrite" in given:
-        given["force"] = bool(given.pop("overwrite"))
+        given["force"] = given.pop("overwrite")
     known = {field.name for field in fields(Settings)} - {"output"}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise RecordError(f"optrace.record has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        names = ", ".join(sorted({"overwrite", *known} - {"force"}))
+        raise RecordError(f"optrace.record has no setting {', '.join(unknown)}; it has {names}")
+    for name in ("micro", "force", "strict", "quiet"):
+        if given.get(name, False) not in (False, True):
+            raise RecordError(f"{name.replace('force', 'overwrite')} is {given[name]!r}; give True or False")
+        given[name] = bool(given.get(name, False))
     for name in ("memory", "staging", "max_size"):
         if isinstance(given.get(name), str):
             given[name] = parse_size(given[name])
@@ -120,17 +128,33 @@ def settings_from(path: str | os.PathLike[str] | None, options: dict[str, Any]) 
         value = given.get(name)
         if value is None:
             given.pop(name, None)
+        elif isinstance(value, str):
+            given[name] = parse_names(value)
+        elif isinstance(value, Iterable):
+            given[name] = tuple(value)
         else:
-            given[name] = parse_names(value) if isinstance(value, str) else tuple(value)
+            raise RecordError(f"{name} is {value!r}; give a name or a glob, or a list of them")
     steps = given.get("steps")
     if isinstance(steps, str):
         given["steps"] = parse_steps(steps)
     elif isinstance(steps, int):
         given["steps"] = (steps, steps)
-    elif isinstance(steps, Sequence):
-        first, last = steps
-        given["steps"] = (first, last)
-    return Settings(output=None if path is None else os.fspath(path), **given)
+    elif isinstance(steps, tuple | list) and len(steps) == 2:
+        given["steps"] = tuple(steps)
+    elif steps is not None:
+        raise RecordError(f"steps {steps!r} is no range of steps; give FIRST and LAST, like (100, 200) or '100:200'")
+    return Settings(output=_folder(path), **given)
+
+
+def _folder(path: str | os.PathLike[str] | None) -> str | None:
+    """The run's folder as text, `~` written out; RecordError for what names none."""
+    if path is None:
+        return None
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise RecordError(f"a run's folder is a path, not {path!r}; name one, like 'run_a'")
+    if not os.fspath(path).strip() or "\0" in os.fspath(path):
+        raise RecordError(f"{os.fspath(path)!r} is no name for a run's folder; name one, like 'run_a'")
+    return os.path.expanduser(path)
 
 
 def _start(session: Session) -> Session:

@@ -54,8 +54,16 @@ class Settings:
             raise RecordError(f"--values {self.values!r} is not one of {', '.join(VALUES)}")
         for name in ("every", "stop_after"):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise RecordError(f"--{name.replace('_', '-')} is {number}; it counts steps from 1")
+            if number is not None and not _counts(number, 1):
+                raise RecordError(f"--{name.replace('_', '-')} is {number!r}; it counts steps from 1")
+        for name in ("memory", "staging", "max_size"):
+            number = getattr(self, name)
+            if number is not None and not _counts(number, 0):
+                raise RecordError(f"--{name.replace('_', '-')} is {number!r}; write bytes, or a size like '64MB'")
+        for name in ("params", "quantities"):
+            for pattern in getattr(self, name):
+                if not isinstance(pattern, str):
+                    raise RecordError(f"--{name} holds {pattern!r}; it takes names and globs, like '*.weight'")
         if not all(pattern.strip() for pattern in self.params):
             raise RecordError("--params is empty; give a name or a glob, like '*.weight'")
         for pattern in self.quantities:
@@ -66,6 +74,8 @@ class Settings:
                 )
         if self.steps is not None:
             first, last = self.steps
+            if not all(side is None or _counts(side, 0) for side in (first, last)):
+                raise RecordError(f"--steps {first!r}:{last!r} is no range of steps; write FIRST:LAST, like 100:200")
             if first is not None and last is not None and first > last:
                 raise RecordError(f"--steps {first}:{last} holds no step; write FIRST:LAST")
 
@@ -91,6 +101,11 @@ class Settings:
         """The settings of the `optrace record` above this process, or None."""
         text = os.environ.get(VARIABLE)
         return cls.from_json(text) if text else None
+
+
+def _counts(value: object, least: int) -> bool:
+    """Whether a value is a whole number from `least` on; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _may_match(pattern: str) -> bool:

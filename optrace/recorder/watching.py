@@ -22,7 +22,8 @@ def watch(optimizer: T) -> T:
 
     Args:
         optimizer: an object with `step()` (its parameters in `param_groups` or among its attributes), one with
-            `update(params, grads)` (dicts, lists or single arrays; changed in place or returned), or a function
+            `update(params, grads)` or `step(params, grads)` (dicts, lists or single arrays; changed in place or
+            returned), or a function
             `f(w, dw, config) -> (w, config)`, for which a function that does the same is returned. An optimizer of
             torch is seen anyway and comes back untouched.
 
@@ -32,17 +33,22 @@ def watch(optimizer: T) -> T:
     a watched object does what it did. What it computes never changes.
 
     Raises:
-        RecordError: it has neither `step()` nor `update()` and is no function.
+        RecordError: it has neither `step()` nor `update()` and is no function; or it is a class, a model or a schedule.
     """
     if hasattr(optimizer, "_optimizer_step_pre_hooks"):
         return optimizer
     if isinstance(optimizer, type):
         raise RecordError(f"watch needs an optimizer, but got the class {optimizer.__name__}; make one of it first")
+    if hasattr(optimizer, "get_last_lr"):
+        raise RecordError(f"watch needs an optimizer; a {type(optimizer).__name__} is a schedule, which is seen anyway")
     for name in _METHODS:
         if callable(getattr(type(optimizer), name, None)):
             _register(optimizer)
             _instrument(type(optimizer), name)
             return optimizer
+    if hasattr(optimizer, "forward") and hasattr(optimizer, "parameters"):
+        kind = type(optimizer).__name__
+        raise RecordError(f"watch needs an optimizer, but got the model {kind}; give what steps its parameters")
     if callable(optimizer):
         return _watched_function(optimizer)  # type: ignore[return-value]
     raise RecordError(
@@ -123,16 +129,27 @@ def _run_step(
     """`step()`: through the recorder of torch's optimizers where the parameters are torch's, else array by array."""
     from optrace.recorder.parameters import find_parameters
 
-    if find_parameters(thing).torch:
+    try:
+        found = find_parameters(thing)
+    except RecordError as error:
+        if len(args) + len(kwargs) >= 2:  # step(params, grads)
+            return _run_update(session, entry, thing, original, args, kwargs)
+        session.fail(error)
+        return original(thing, *args, **kwargs)
+    if found.torch:
         from optrace.recorder.torch_view import view_of
 
         view = entry.follow(session, lambda: view_of(thing))
         return session.around(view, lambda given: original(thing, *given[1:]), (view, *args), kwargs)
     follower = entry.follow(session, lambda: Follower(session, type(thing).__name__))
-    found = find_parameters(thing)
     follower.before(thing, found.arrays(), found.grads())
     result = original(thing, *args, **kwargs)
-    follower.after(thing, find_parameters(thing).arrays())
+    try:
+        found = find_parameters(thing)
+    except RecordError as error:
+        session.fail(error)
+        return result
+    follower.after(thing, found.arrays())
     return result
 
 
@@ -144,7 +161,7 @@ def _run_update(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """`update(params, grads)`."""
+    """`update(params, grads)`, or `step` with the same arguments."""
     given = [*args, *kwargs.values()]
     if len(given) < 2:
         return original(thing, *args, **kwargs)

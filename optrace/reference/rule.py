@@ -83,7 +83,7 @@ def rule(name: str) -> Rule:
     try:
         return rules[name.lower()]
     except KeyError:
-        near = difflib.get_close_matches(name.lower(), rules, n=5, cutoff=0.5)
+        near = difflib.get_close_matches(name.rpartition(".")[2].lower(), rules, n=5, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(rules))}"
         raise OptraceError(f"no reference rule is called {name!r}; {advice}") from None
 

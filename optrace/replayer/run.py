@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optrace.errors import TraceError
+from optrace.errors import OptraceError, TraceError
 from optrace.reference.rule import RULES, Rule
 from optrace.reference.rule import rule as find_rule
 from optrace.reference.variants import VARIANTS
@@ -47,8 +47,12 @@ def replay(
 
     Raises:
         TraceError: the run cannot be read, or holds neither samples nor the inputs of the rule.
-        OptraceError: there is no such rule, or the rule needs whole tensors.
+        OptraceError: there is no such rule, the rule needs whole tensors, or the tolerance is no number from 0.
     """
+    if not (isinstance(tolerance, int | float) and tolerance >= 0):
+        raise OptraceError(f"tolerance is {tolerance!r}; it is a number of eps from 0")
+    if not isinstance(rule, str | None):
+        raise OptraceError(f"rule is {rule!r}; give its name, like 'sgd', or a class as as_class")
     trace = run if isinstance(run, Trace) else open_trace(run)
     names = dict(trace.optimizers)
     if optimizer not in names:
@@ -203,7 +207,9 @@ class _Gatherer:
         why = explains(entry_of(trace, optimizer), self.worst) if self.first is not None and not looks else ""
         if why:
             notes.append(f"{why}: --eps {_rounded_up(self.worst):g} would have passed")
-        if not self.judged:
+        if not self.judged and not self.groups:
+            notes.append(f"no step of optimizer {optimizer} was recorded in what was asked for")
+        elif not self.judged:
             notes.append(
                 "no step has samples of param and grad; record with --values sample (the default) or more, and with"
                 " these quantities"

@@ -39,6 +39,8 @@ def stored_value(trace: Trace, step: int, param: str, quantity: str, optimizer: 
 
 def check_step(trace: Trace, step: int, optimizer: int) -> None:
     """Raise TraceError unless the optimizer has finished that step."""
+    if not isinstance(step, int | np.integer):
+        raise TraceError(f"step {step!r} is no whole number")
     last = trace.last_step(optimizer)
     if not 0 <= step <= last:
         raise TraceError(f"optimizer {optimizer} of {trace.path} has finished steps 0 to {last}, not {step}")
@@ -57,7 +59,7 @@ def value_from_row(trace: Trace, step: int, param: str, quantity: str, optimizer
     row = next((row for row in found if row["param"] == param and row["quantity"] == quantity), None)
     if row is None:
         rows = trace.arrow("tensors", step=step, optimizer=optimizer, columns=["param", "quantity"])
-        raise TraceError(_no_row(rows.to_pylist(), step, param, quantity))
+        raise TraceError(_no_row(rows.to_pylist(), step, param, quantity) + _whose(trace, param, optimizer))
     if not row["present"]:
         raise TraceError(f"{quantity} of {param!r} was None at step {step}: it has no values")
     value = _from_sample(row, _shape(trace, param, optimizer), quantity)
@@ -79,6 +81,15 @@ def _no_row(rows: list[dict[str, Any]], step: int, param: str, quantity: str) ->
     names = list(dict.fromkeys(row["param"] for row in rows))
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return f"there is no parameter {param!r} at step {step}; there are {shown}"
+
+
+def _whose(trace: Trace, param: str, optimizer: int) -> str:
+    """How to ask for a parameter that other optimizers hold; empty where none does."""
+    held = {row.get("optimizer") for row in trace.params_rows() if isinstance(row, dict) and row.get("param") == param}
+    others = sorted(index for index in held if isinstance(index, int))
+    if not others or optimizer in others:
+        return ""
+    return f"; {param!r} is of optimizer {others[0]}: give optimizer={others[0]}"
 
 
 def _shape(trace: Trace, param: str, optimizer: int) -> tuple[int, ...]:

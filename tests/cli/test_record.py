@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from in_process import said
 
 from optrace.recorder.settings import VARIABLE, Settings
 
@@ -117,6 +118,35 @@ def test_a_shell_script_gets_a_hint_and_pythons_own_error(record, tmp_path):
         "optrace: run.sh is run by Python; to run a shell script: optrace record -- bash run.sh ..."
     )
     assert "SyntaxError" in done.stderr and done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--", "gan.py"], "gan.py is a Python script and no command; leave out --, or write -- python gan.py"),
+        (["--", "./gan.py", "-n"], "./gan.py is a Python script and no command; leave out --, or write -- python"),
+        (["gan.py --epochs 3"], "there is no script 'gan.py --epochs 3'; leave out the quotes: optrace record gan.py"),
+        (["gna.py"], "there is no script gna.py; did you mean gan.py?"),
+        (["sub/trian.py"], "there is no script sub/trian.py; did you mean sub/train.py?"),
+        (["a.ipynb"], "a.ipynb is a notebook, which Python cannot run; record in it, with: with optrace.record("),
+        (["--", "a.ipynb"], "a.ipynb is a notebook"),
+    ],
+    ids=str,
+)
+def test_a_program_that_is_nearly_named_is_told_its_name(tmp_path, monkeypatch, capsys, args, words):
+    (tmp_path / "sub").mkdir()
+    for name in ("gan.py", "sub/train.py", "a.ipynb"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    done = said(capsys, "record", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+
+
+def test_an_option_of_ours_behind_the_script_is_the_scripts_and_that_is_said(record, tmp_path):
+    done = record("show.py", "-o", "run_a")
+    assert done.stdout.startswith("['-o', 'run_a']\n")
+    assert done.stderr.splitlines()[0] == "optrace: -o was given to show.py; optrace's own options stand before it"
 
 
 def test_a_run_that_is_there_is_refused_before_the_program_starts(record, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import said
 
 import optrace
 
@@ -71,25 +72,51 @@ def test_another_rule_is_refuted_with_status_1(folder):
         (["good@7"], "7"),
         (["good", "--rule", "sdg"], "did you mean sgd"),
         (["good", "--rule", "lbfgs"], "lbfgs"),
+        (["good", "--rule", "torch.optim.SGD"], "did you mean sgd"),
         (["good", "--eps", "-1"], "--eps"),
+        (["good", "--eps", "nan"], "tolerance is nan; it is a number of eps from 0"),
     ],
 )
-def test_trouble_is_one_sentence_and_status_2(folder, args, words):
-    done = run("replay", *args, cwd=folder)
+def test_trouble_is_one_sentence_and_status_2(folder, monkeypatch, capsys, args, words):
+    monkeypatch.chdir(folder)
+    done = said(capsys, "replay", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["replay", "identify"])
+def test_a_recording_without_what_is_judged_is_trouble_not_a_verdict(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for name, settings in (("no_param", {"params": "nothing"}), ("no_step", {"steps": "100:200"})):
+        with optrace.record(name, quiet=True, **settings):
+            for _ in range(2):
+                weight.square().sum().backward()
+                optimizer.step()
+    done = said(capsys, command, "no_param")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "optrace: no_param holds no parameter of any optimizer, so there is nothing to judge\n"
+    done = said(capsys, command, "no_step")
+    assert done.returncode == 2 and "no step" in done.stdout + done.stderr
+
+
+def test_a_stretch_without_steps_says_so(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    done = said(capsys, "replay", "good@900:901")
     assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert "no step of optimizer 0 was recorded in what was asked for" in done.stdout
 
 
-def test_a_class_of_the_users_own_is_driven_through_the_record(folder):
-    (folder / "mine.py").write_text(
+def test_a_class_of_the_users_own_is_driven_through_the_record(folder, monkeypatch, capsys):
+    (folder / "replayed_classes.py").write_text(
         "import torch\n\n\nclass Mine(torch.optim.SGD):\n    pass\n\n\nclass Half(torch.optim.SGD):\n"
         "    def step(self, closure=None):\n        for g in self.param_groups:\n            g['lr'] /= 2\n"
         "        super().step(closure)\n"
     )
-    assert run("replay", "good", "--as", "mine:Mine", cwd=folder).returncode == 0
-    done = run("replay", "good", "--as", "mine:Half", cwd=folder)
+    monkeypatch.chdir(folder)
+    assert said(capsys, "replay", "good", "--as", "replayed_classes:Mine").returncode == 0
+    done = said(capsys, "replay", "good", "--as", "replayed_classes:Half")
     assert done.returncode == 1
     assert "leaves Half at step 1" in done.stdout
-    assert run("replay", "good", "--as", "mine:Nothing", cwd=folder).returncode == 2
+    assert said(capsys, "replay", "good", "--as", "replayed_classes:Nothing").returncode == 2

@@ -15,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "compare"))
 
 from hand_made import TorchHand, model, names_of, sgd, train
+from in_process import said
 
 
 def optrace(*args, cwd, **environment):
@@ -73,7 +74,10 @@ def test_every_table_is_shown(place, table):
         (["a", "tensors", "--step", "x"], "'x' is no range of steps"),
         (["a", "steps", "--param", "0.weight"], "steps has no parameters"),
         (["a", "params", "--step", "1"], "params has no steps"),
-        (["a", "tensor"], "there is no table 'tensor'"),
+        (["a", "tensors", "--step", "3:1"], "--step 3:1 holds no step; write FIRST:LAST"),
+        (["a", "tensor"], "there is no table 'tensor'; did you mean tensors?"),
+        (["a", "loss"], "there is no table 'loss'; choose one of groups, params, steps, tensors, events"),
+        ([""], "the run's name is empty"),
         (["a@3", "steps"], "no optimizer 3"),
         (["a", "--step", "3"], "name the table"),
         (["a@90:95"], "a@90:95 has no step 90:95; its last is 8"),
@@ -83,8 +87,9 @@ def test_every_table_is_shown(place, table):
         (["train.py"], "train.py is a program, not a run; record it first: optrace record train.py"),
     ],
 )
-def test_trouble_is_a_sentence_and_exit_2(place, args, words):
-    done = optrace("show", *args, cwd=place)
+def test_trouble_is_a_sentence_and_exit_2(place, monkeypatch, capsys, args, words):
+    monkeypatch.chdir(place)
+    done = said(capsys, "show", *args)
     assert done.returncode == 2 and done.stdout == ""
     assert words in done.stderr and "Traceback" not in done.stderr
 

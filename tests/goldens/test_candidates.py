@@ -211,7 +211,8 @@ def test_a_buffer_that_shares_memory_with_the_gradient_is_found():
 @pytest.mark.parametrize(
     ("thing", "said"),
     [
-        (3, "no class or function"),
+        (3, "the candidate is 3, no class or function"),
+        (torch.optim.SGD([torch.ones(1, requires_grad=True)]), "the candidate is SGD .*, no class or function"),
         (Nothing, "neither step"),
         (lambda a, b: a, "is no candidate"),
     ],
@@ -255,8 +256,17 @@ def test_nothing_in_common_is_trouble():
 def test_unknown_rules_and_dtypes_are_refused_with_advice():
     with pytest.raises(GoldenError, match="did you mean adam"):
         optrace.check_golden(torch.optim.Adam, "adamm")
+    with pytest.raises(GoldenError, match="did you mean sgd"):
+        optrace.check_golden(torch.optim.SGD, "torch.optim.SGD")
+    with pytest.raises(GoldenError, match=r"rule is <class .*; give its name, like 'sgd'"):
+        optrace.check_golden(torch.optim.SGD, torch.optim.SGD)
     with pytest.raises(GoldenError, match="float128"):
         optrace.check_golden(torch.optim.Adam, "adam", dtype="float128")
+
+
+def test_a_dtype_may_be_torchs():
+    report = optrace.check_golden(torch.optim.SGD, "sgd", dtype=torch.float32, cases="plain*")
+    assert [result.case for result in report.cases] == ["sgd/plain-float32"]
 
 
 def test_candidates_are_found_by_module_and_by_file(tmp_path, monkeypatch):
@@ -266,7 +276,9 @@ def test_candidates_are_found_by_module_and_by_file(tmp_path, monkeypatch):
     assert load("mine_here:A").__name__ == "A"
     assert load("mine_here.py:A").__name__ == "A"
     for text, said in [
-        ("mine_here", "names no candidate"),
+        ("mine_here", "names no candidate; write module:Class or path"),
+        ("mine_here.py", "'mine_here.py' names no candidate; name the class in it: mine_here.py:Class"),
+        ("torch.optim.SGD", "'torch.optim.SGD' names no candidate; write torch.optim:SGD"),
         ("mine_here:B", "it has A"),
         ("no_such_module_here:A", "cannot import"),
         ("none.py:A", "no file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -268,11 +269,44 @@ def test_max_size_stops_recording_with_a_word(tmp_path: Path, capsys: Any) -> No
     assert sum(file.stat().st_size for file in (tmp_path / "run").rglob("*-*")) <= 60_000
 
 
-@pytest.mark.parametrize("settings", [{"evry": 2}, {"values": "all"}, {"every": 0}, {"max_size": "2 apples"}])
-def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(RecordError), optrace.record(tmp_path / "run", **settings):
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"evry": 2}, "optrace.record has no setting evry; it has every, max_size, memory, micro, overwrite, params,"),
+        ({"values": "all"}, "--values 'all' is not one of none, sample, grad, full"),
+        ({"every": 0}, "--every is 0; it counts steps from 1"),
+        ({"every": 2.5}, "--every is 2.5; it counts"),
+        ({"every": True}, "--every is True; it counts"),
+        ({"stop_after": "3"}, "--stop-after is '3'; it counts"),
+        ({"max_size": "2 apples"}, "'2 apples' is no size"),
+        ({"max_size": -5}, "--max-size is -5; write bytes, or a size like '64MB'"),
+        ({"memory": 1.5}, "--memory is 1.5; write bytes"),
+        ({"steps": (1, 2, 3)}, "steps (1, 2, 3) is no range of steps; give FIRST and LAST"),
+        ({"steps": slice(1, 3)}, "is no range of steps"),
+        ({"steps": ("1", "2")}, "--steps '1':'2' is no range of steps"),
+        ({"params": 3}, "params is 3; give a name or a glob"),
+        ({"params": ["w", 3]}, "--params holds 3; it takes names and globs"),
+        ({"overwrite": "no"}, "overwrite is 'no'; give True or False"),
+        ({"quiet": None}, "quiet is None; give True or False"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecordError, match=re.escape(words)), optrace.record(tmp_path / "run", **settings):
         pass
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", [5, b"run", "", " ", "a\0b"], ids=repr)
+def test_what_names_no_folder_is_refused(path: Any) -> None:
+    with pytest.raises(RecordError, match=r"name one, like 'run_a'"), optrace.record(path):
+        pass
+
+
+def test_a_run_below_the_home_folder_is_named_as_the_shell_does(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recorded("~/run")  # type: ignore[arg-type]
+    assert optrace.open("~/run").path == tmp_path / "run"
 
 
 # ---- notebooks, several recordings, words ----
@@ -353,6 +387,8 @@ def test_user_events(tmp_path: Path) -> None:
 def test_a_user_event_that_is_no_json_is_refused_in_its_place() -> None:
     with pytest.raises(RecordError, match="object"):
         optrace.event("eval", loss=object())
+    with pytest.raises(RecordError, match="the kind of an event is a word, like 'eval', not 3"):
+        optrace.event(3)  # type: ignore[arg-type]
 
 
 def test_an_exception_of_the_program_is_named_in_rank_json(tmp_path: Path) -> None:

@@ -275,6 +275,53 @@ def test_what_cannot_be_watched_is_refused_and_torchs_own_comes_back_untouched()
         optrace.watch(3)
     with pytest.raises(RecordError, match="got the class TutorialSGD"):
         optrace.watch(TutorialSGD)
+    with pytest.raises(RecordError, match="got the model Linear"):
+        optrace.watch(torch.nn.Linear(1, 1))
+    with pytest.raises(RecordError, match="a StepLR is a schedule"):
+        optrace.watch(torch.optim.lr_scheduler.StepLR(sgd, 1))
+
+
+class StepsWhatItIsGiven:
+    """Momentum SGD whose method is called `step`."""
+
+    def __init__(self, lr):
+        self.lr, self.momentum, self.v = lr, 0.5, {}
+
+    def step(self, params, grads):
+        for name in params:
+            self.v[name] = self.momentum * self.v.get(name, 0.0) + grads[name]
+            params[name] -= self.lr * self.v[name]
+
+
+def test_a_step_with_params_and_grads_is_recorded_like_an_update(tmp_path):
+    weights, bare = {"w": np.arange(3.0)}, {"w": np.arange(3.0)}
+    optimizer, other = optrace.watch(StepsWhatItIsGiven(0.1)), StepsWhatItIsGiven(0.1)
+    with optrace.record(tmp_path / "run", quiet=True):
+        for _ in range(4):
+            optimizer.step(weights, {"w": 2 * weights["w"]})
+    for _ in range(4):
+        other.step(bare, {"w": 2 * bare["w"]})
+    assert (weights["w"] == bare["w"]).all()
+    trace = optrace.open(tmp_path / "run")
+    np.testing.assert_array_equal(trace.value(4, "w", "param"), bare["w"])
+    np.testing.assert_array_equal(trace.value(4, "w", "state.v"), other.v["w"])
+
+
+class Secretive:
+    """Tells nobody what it steps."""
+
+    def step(self):
+        self.stepped = True
+
+
+def test_a_step_whose_parameters_cannot_be_found_is_made_and_ends_the_recording_with_a_line(tmp_path, capsys):
+    optimizer = optrace.watch(Secretive())
+    with optrace.record(tmp_path / "run"):
+        optimizer.step()
+    assert optimizer.stepped
+    told = capsys.readouterr().err
+    assert told.startswith("optrace: recording stopped, the program goes on: the parameters of a Secretive are neither")
+    assert told.count("\n") == 1
 
 
 def test_a_watched_object_is_copied_and_pickled_as_before():

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from storing import Story
 
+import optrace
 from optrace.errors import TraceError
 from optrace.trace.reader import open_trace
 from optrace.trace.values import ValuesFile, write_values
@@ -178,7 +179,21 @@ def test_values_come_from_the_file_the_sample_or_an_error_that_names_the_recordi
     }.items():
         with pytest.raises(TraceError, match=words):
             trace.value(*arguments)
+    with pytest.raises(TraceError, match="step '2' is no whole number"):
+        trace.value("2", "scale", "grad")
     story.writer.close()
+
+
+def test_a_parameter_of_another_optimizer_is_told_by_whom_it_is_held(tmp_path):
+    weights = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    g, d = (torch.optim.SGD([(name, weight)], lr=0.1) for name, weight in zip("gd", weights, strict=True))
+    with optrace.record(tmp_path / "run", quiet=True):
+        for optimizer, weight in ((d, weights[1]), (g, weights[0])):
+            weight.sum().backward()
+            optimizer.step()
+    with pytest.raises(TraceError, match=r"no parameter 'g' at step 1; there are d; 'g' is of optimizer 1: give optim"):
+        optrace.value(tmp_path / "run", 1, "g", "grad")
+    assert optrace.value(tmp_path / "run", 1, "g", "grad", optimizer=1).tolist() == [1, 1]
 
 
 def test_stored_values_with_another_fingerprint_are_found_by_the_deep_check(tmp_path):
