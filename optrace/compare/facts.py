@@ -16,6 +16,8 @@ from optrace.compare.source import Source
 from optrace.compare.successors import Successor
 from optrace.compare.tally import Order
 from optrace.compare.timeline import Timeline
+from optrace.trace.logical import LogicalTrace
+from optrace.trace.own import Own, own_words, renamed
 from optrace.trace.replicas import Drift, rank_words
 
 Fact = tuple[Order, Divergence]
@@ -101,13 +103,18 @@ class Facts:
 
     def of_replicas(self, a: Source, b: Source) -> Iterator[Fact]:
         """Ranks of one side that part where they should agree, unless the other side's do so in the same way."""
-        found = [list(getattr(source.trace, "drifts", ())) for source in (a, b)]
+        found: list[list[Drift]] = [
+            [*source.trace.drifts, *source.trace.unlike] if isinstance(source.trace, LogicalTrace) else []
+            for source in (a, b)
+        ]
         for side, other in ((0, 1), (1, 0)):
             source = (a, b)[side]
             for drift in found[side]:
                 index = (p.a if side == 0 else p.b for p in self.matching.pairs)
                 pair = next((number for number, own in enumerate(index) if own == drift.optimizer), None)
                 if pair is None or not source.covers(drift.step) or _like(drift, found[other]):
+                    continue
+                if drift.own is not None and not self._one_there(drift.own, side):
                     continue
                 step = drift.step + (self.timeline.offsets[pair] if side else 0)
                 apart = f"{rank_words(drift.ranks)} apart from {rank_words(drift.others)}"
@@ -130,9 +137,17 @@ class Facts:
                 )
                 yield self._fact(pair, step, REPLICA_RANK, 0, divergence)
 
+    def _one_there(self, own: Own, side: int) -> bool:
+        """Whether the other side has one parameter for what ranks of this side may have as their own."""
+        cells = [(cell, self.matching.pairs[cell.pair]) for cell in self.matching.cells]
+        matched = {(pair.b, cell.param_b) if side else (pair.a, cell.param_a) for cell, pair in cells}
+        names = (pair for camp in own.camps for pair in renamed([own], camp[0]).items())
+        return any(key in matched and (key[0], new) not in matched for key, new in names)
+
     def rank_notes(self, a: Source, b: Source) -> Iterator[str]:
-        """Which ranks stop before others, or left nothing."""
+        """Which ranks stop before others, or left nothing; what is read as their own."""
         for side, source in (("{A}", a), ("{B}", b)):
+            yield from (f"{side}: {own_words(one)}" for one in getattr(source.trace, "own", ()))
             gone = list(getattr(source.trace, "gone", ()))
             yield from (f"{side}: {words}" for words in gone[:4])
             if len(gone) > 4:

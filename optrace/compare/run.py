@@ -38,6 +38,7 @@ from optrace.compare.tolerance import Tolerance
 from optrace.compare.walk import CELLS_AT_ONCE, Walk
 from optrace.compare.words import count_words, value_words
 from optrace.errors import CompareError
+from optrace.trace.logical import LogicalTrace
 
 
 def diff(
@@ -292,7 +293,9 @@ class _Comparison:
     def _next_of_ranks(self, here: Source, first: Divergence) -> str:
         """The command that compares a rank that differs with one that does not."""
         step = first.step if here is self.a else first.step_b
-        drift = next(d for d in getattr(here.trace, "drifts", ()) if (d.step, d.params[0]) == (step, first.param))
+        assert isinstance(here.trace, LogicalTrace)
+        found = (*here.trace.drifts, *here.trace.unlike)
+        drift = next(d for d in found if (d.step, d.params[0]) == (step, first.param))
         base = f"{here.spec}@rank="
         ranks = f"{base}{(drift.others or drift.ranks)[0]}", f"{base}{drift.ranks[-1 if not drift.others else 0]}"
         return " ".join(shlex.quote(word) for word in ("optrace", "diff", *ranks))

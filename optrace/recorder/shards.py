@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,15 @@ class Piece:
     """Of a tensor whose true values are a sum over ranks: which of the summands this is."""
     whole: tuple[int, ...] | None = None
     """The whole's own shape where `of` is that of its flattened form."""
+    among: int | None = None
+    """The lowest of the ranks that hold the blocks of the whole, where these are not all ranks of the job."""
 
-    def as_dict(self) -> dict[str, list[int]]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain data, as in params.json."""
-        found = {"shape": list(self.shape), "offset": list(self.offset), "of": list(self.of)}
-        return {**found, "part": list(self.part)} if self.part else found
+        found: dict[str, Any] = {"shape": list(self.shape), "offset": list(self.offset), "of": list(self.of)}
+        if self.part:
+            found["part"] = list(self.part)
+        return found if self.among is None else {**found, "among": self.among}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ Place = Callable[[torch.dtype, int], Shard]
 
 _KNOWN_MOST = 4096
 _pieces: dict[tuple[Any, ...], Piece | None] = {}
+_lowest: weakref.WeakKeyDictionary[Any, int | None] = weakref.WeakKeyDictionary()
+"""What `_lowest_of` found, by mesh."""
 
 
 def place_of(tensor: Any) -> Place | None:
@@ -72,13 +79,23 @@ def place_of(tensor: Any) -> Place | None:
     coordinate = mesh.get_coordinate()
     if coordinate is None:  # this rank holds nothing of it
         return placed(Piece(local, (0,) * len(local), whole if len(local) == len(whole) else (math.prod(whole),)))
-    key = (whole, tuple(mesh.shape), tuple(coordinate), placements, local)
+    among = _lowest_of(mesh)
+    key = (whole, tuple(mesh.shape), tuple(coordinate), placements, local, among)
     if key not in _pieces:
         if len(_pieces) >= _KNOWN_MOST:
             _pieces.clear()
-        _pieces[key] = _piece(whole, local, tuple(mesh.shape), tuple(coordinate), placements)
+        found = _piece(whole, local, tuple(mesh.shape), tuple(coordinate), placements)
+        _pieces[key] = None if found is None else replace(found, among=among)
     piece = _pieces[key]
     return None if piece is None else placed(piece)
+
+
+def _lowest_of(mesh: Any) -> int | None:
+    """The lowest rank of a mesh that does not hold all ranks of the job; None of one that does."""
+    if mesh not in _lowest:
+        ranks = mesh.mesh.flatten().tolist()
+        _lowest[mesh] = min(ranks) if len(ranks) < torch.distributed.get_world_size() else None
+    return _lowest[mesh]
 
 
 def placed(piece: Piece) -> Place:

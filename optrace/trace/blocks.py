@@ -73,7 +73,7 @@ class Blocks:
                 if not isinstance(name, str) or type(optimizer) is not int:
                     continue
                 self._holders.setdefault((optimizer, name), []).append(rank)
-                for quantity, block in _pieces(row):
+                for quantity, (block, _) in pieces_of(row).items():
                     self._pieces.setdefault((optimizer, name, quantity), {})[rank] = block
         self._all = sorted(params)
 
@@ -128,15 +128,24 @@ def _sizes(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _pieces(row: Mapping[str, Any]) -> Iterator[tuple[str, Block]]:
-    pieces = row.get("pieces") or ()
+def pieces_of(row: Mapping[str, Any]) -> dict[str, tuple[Block, int]]:
+    """Quantity to the block of it that a rank holds, and the lowest of the ranks that hold the blocks of the whole.
+
+    `row` is one of params.json. Where it does not say, all ranks of the job do: the lowest is -1.
+
+    Raises:
+        TraceError: the pieces make no sense.
+    """
+    found: dict[str, tuple[Block, int]] = {}
     try:
-        for piece in pieces:
+        for piece in row.get("pieces") or ():
+            among = int(piece.get("among", -1))
             shape, offset, of = (_sizes(piece[name]) for name in ("shape", "offset", "of"))
             part = _sizes(piece.get("part", ()))
             if not len(shape) == len(offset) == len(of) or any(n < 0 for n in (*shape, *offset, *of)):
                 raise ValueError
             for quantity in piece["quantities"]:
-                yield str(quantity), Block(shape, offset, of, part)
+                found[str(quantity)] = Block(shape, offset, of, part), among
     except (KeyError, TypeError, ValueError, AttributeError):
         raise TraceError(f"params.json is damaged: the pieces of {row.get('param')!r} make no sense") from None
+    return found

@@ -22,6 +22,7 @@ from optrace.trace.unedited import rows_before
 from optrace.trace.whole import check_step, value_from_row
 
 if TYPE_CHECKING:
+    from optrace.trace.own import Own
     from optrace.trace.replicas import Drift
 
 Flags = npt.NDArray[np.bool_]
@@ -31,8 +32,9 @@ class LogicalTrace(Trace):
     """A run of several ranks as if one process had made it; `rank(n)` gives what one of them recorded.
 
     Tensors: the blocks of a sharded one add up; of ranks that hold the same the lowest counts (`optrace.trace.replicas`
-    finds those that differ). Groups: of the lowest rank that has the optimizer. Steps: the mean of the losses; the
-    gradient norm, batch and generators where all ranks say the same; the longest time. Events: of the rank that got
+    finds those that differ); different parameters under one name all count (`optrace.trace.own`). Groups: of the lowest
+    rank that has the optimizer. Steps: the mean of the losses; the gradient norm, batch and generators where all ranks
+    say the same; the longest time. Events: of the rank that got
     furthest. A step counts when for every tensor some holder of each of its blocks has finished it.
     """
 
@@ -43,7 +45,7 @@ class LogicalTrace(Trace):
         self._gather()
 
     def __repr__(self) -> str:
-        return f"LogicalTrace({str(self.path)!r}, ranks={len(self.members)})"
+        return f"LogicalTrace({str(self.path)!r}, ranks={len(self._raw)})"
 
     def refresh(self) -> None:
         """Look again at what running processes have written since."""
@@ -51,17 +53,37 @@ class LogicalTrace(Trace):
         self._gather()
 
     def _gather(self) -> None:
-        self.members = {key[0]: Trace(self.path, self.info, key) for key in self._ranks if key[1] == self._restart}
-        """Rank to its raw view, all of the same start."""
+        self._raw = {key[0]: Trace(self.path, self.info, key) for key in self._ranks if key[1] == self._restart}
         self.incomplete: dict[int, int] = {}
         """Step to the tensors that could not be put together there, of what has been read so far."""
-        for name in ("blocks", "last_by_rank", "_last_steps"):
+        for name in ("own", "members", "blocks", "last_by_rank", "_last_steps"):
             self.__dict__.pop(name, None)
+
+    @cached_property
+    def own(self) -> list[Own]:
+        """Parameters of the ranks' own, which call them by the same names: `optrace.trace.own`."""
+        from optrace.trace.own import find_own
+
+        return find_own(self._raw)
+
+    @cached_property
+    def members(self) -> dict[int, Trace]:
+        """Rank to its view, all of the same start; parameters of its own have the names that they have in the run."""
+        if not self.own:
+            return dict(self._raw)
+        from optrace.trace.own import renamed
+        from optrace.trace.renamed import RenamedTrace
+
+        names = {rank: renamed(self.own, rank) for rank in self._raw}
+        return {
+            rank: RenamedTrace(self.path, self.info, (rank, self._restart), names[rank]) if names[rank] else raw
+            for rank, raw in self._raw.items()
+        }
 
     @property
     def ranks(self) -> list[int]:
         """Numbers of the ranks that recorded steps."""
-        return sorted(self.members)
+        return sorted(self._raw)
 
     def rank(self, number: int, restart: int | None = None) -> Trace:
         """The trace of one rank, of this start or of its n-th restart; TraceError if there is no such rank."""
@@ -69,11 +91,11 @@ class LogicalTrace(Trace):
 
     def parts(self) -> list[Trace]:
         """Every rank and restart of the run; of the trace of a restart only its own ranks."""
-        return list(self.members.values()) if self._restart else super().parts()
+        return list(self._raw.values()) if self._restart else super().parts()
 
     @property
     def _key(self) -> tuple[int, int] | None:
-        return (min(self.members), self._restart) if self.members else None
+        return (min(self._raw), self._restart) if self._raw else None
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -83,7 +105,7 @@ class LogicalTrace(Trace):
     @cached_property
     def last_by_rank(self) -> dict[int, dict[int, int]]:
         """Rank to its last finished step per optimizer."""
-        return {rank: member.last_steps for rank, member in self.members.items()}
+        return {rank: member.last_steps for rank, member in self._raw.items()}
 
     @property
     def last_steps(self) -> dict[int, int]:
@@ -168,6 +190,16 @@ class LogicalTrace(Trace):
         from optrace.trace.replicas import drifts
 
         return list(self._cached("drifts", lambda: drifts(self)))
+
+    @property
+    def unlike(self) -> list[Drift]:
+        """Where ranks start from other values under one name and no gradient agrees: read as parameters of their own.
+
+        They may as well be replicas to which nothing was broadcast and whose gradients were never reduced.
+        """
+        from optrace.trace.replicas import unlike
+
+        return list(self._cached("unlike", lambda: unlike(self)))
 
     def params_rows(self) -> list[Any]:
         """The rows of all ranks' params.json, each parameter once, by optimizer, group and index."""

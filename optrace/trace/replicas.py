@@ -13,6 +13,7 @@ import numpy.typing as npt
 from optrace.trace.arrays import elements
 from optrace.trace.logical import LogicalTrace
 from optrace.trace.merge import KEYS, Names, Placing, flags, low_of, step_of
+from optrace.trace.own import Own, renamed
 from optrace.trace.select import Selection
 
 Ints = npt.NDArray[np.int64]
@@ -52,6 +53,8 @@ class Drift:
     """Those that agree with most."""
     n_params: int
     """Parameters that the optimizer has."""
+    own: Own | None = None
+    """Set where these may be parameters of the ranks' own, and are read as such; `params` are the recorded names."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,18 @@ def drifts(trace: LogicalTrace) -> list[Drift]:
         elif step is not None:
             found.append(_describe(trace, optimizer, step))
     return sorted(found, key=lambda drift: (drift.step, drift.optimizer))
+
+
+def unlike(trace: LogicalTrace) -> list[Drift]:
+    """What is read as parameters of the ranks' own though nothing proves it: they may be replicas that never agreed."""
+    found = []
+    for own in trace.own:
+        if not own.certain:
+            others = tuple(rank for camp in own.camps[1:] for rank in camp)
+            own_names = {new for rank in others for new in renamed(trace.own, rank).values()}
+            total = len({name for index, name in trace.blocks if index == own.optimizer} - own_names)
+            found.append(Drift(own.optimizer, 0, "param", own.params, tuple(sorted(others)), own.camps[0], total, own))
+    return found
 
 
 def _first_apart(trace: LogicalTrace, optimizer: int) -> Drift | None:

@@ -17,7 +17,7 @@ from optrace.compare.source import Source, param_rows
 from optrace.compare.words import count_words
 from optrace.trace.logical import LogicalTrace
 from optrace.views.cells import hyper_text
-from optrace.views.ranks import rank_lines
+from optrace.views.ranks import own_lines, rank_lines
 from optrace.views.style import Style
 from optrace.views.tables import Table, printable, render
 
@@ -81,6 +81,7 @@ def _facts(source: Source, style: Style) -> Iterator[str]:
         )
     if source.rank is None and isinstance(source.trace, LogicalTrace):
         facts += [("", line) for line in rank_lines(source.trace)]
+        facts += [("" if number else "own", line) for number, line in enumerate(own_lines(source.trace))]
     children = getattr(source.trace, "children", [])
     if children:
         facts.append(("runs in", ", ".join(path.name for path in children[:4]) + (" ..." if len(children) > 4 else "")))

@@ -27,6 +27,17 @@ def rank_lines(trace: LogicalTrace) -> list[str]:
     return [*lines, f"and {more} more sorts of rank"] if more > 0 else lines
 
 
+def own_lines(trace: LogicalTrace) -> list[str]:
+    """What is read as parameters of the ranks' own though the ranks call it the same; two lines each."""
+    found = []
+    for own in trace.own:
+        rank, name = own.camps[1][0], own.params[0]
+        why = "their layouts differ" if own.certain else "apart since step 0, and no gradient agrees (see optrace lint)"
+        found.append(f"{count_words(len(own.params), 'param')} of ranks' own under one name: {why}")
+        found.append(f"{name}@rank{rank} is {name} of rank {rank}")
+    return found
+
+
 def _held(trace: LogicalTrace) -> dict[int, int]:
     """Elements of parameters that each rank holds; what several optimizers step counts once."""
     numels = {(row["optimizer"], row["param"]): int(row["numel"]) for row in trace.params_rows()}

@@ -18,6 +18,7 @@ from pathlib import Path
 import deepspeed_zero
 import faults
 import layouts
+import own
 import partial
 import pyarrow.compute  # which the recorder imports, as pyarrow.parquet
 import pyarrow.parquet  # noqa: F401
@@ -26,7 +27,7 @@ import torch
 import torch._dynamo  # which DDP imports
 
 PREPARE = {"deepspeed_zero": deepspeed_zero.prepare}
-PROGRAMS = {module.__name__: module.main for module in (deepspeed_zero, faults, layouts, partial, single)}
+PROGRAMS = {module.__name__: module.main for module in (deepspeed_zero, faults, layouts, own, partial, single)}
 
 
 def free_port() -> int:

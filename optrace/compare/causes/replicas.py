@@ -10,10 +10,15 @@ import numpy as np
 from optrace.compare.causes.case import Case, few, figure
 from optrace.compare.causes.cause import Cause
 from optrace.trace.logical import LogicalTrace
+from optrace.trace.own import Own
 from optrace.trace.replicas import Apart, Drift, hyper_apart, norms_apart, rank_words
 from optrace.trace.select import Selection
 
 _SIDES = ("{A}", "{B}")
+_OWN_NAMES = (
+    "where each rank has layers or experts of its own, give them names of their own, as (name, param) pairs to the"
+    " optimizer (docs/large-runs.md)"
+)
 
 
 def drifted(case: Case) -> Iterator[Cause]:
@@ -24,7 +29,7 @@ def drifted(case: Case) -> Iterator[Cause]:
             trace = case.sources[side].trace
             step = row.step if side == 0 else row.step_b
             if isinstance(trace, LogicalTrace):
-                for drift in trace.drifts:
+                for drift in (*trace.drifts, *trace.unlike):
                     if (drift.step, drift.quantity, drift.params[0]) == (step, row.quantity, row.param):
                         reduced = _ranks_like(case, side, drift)
                         yield drift_cause(trace, drift, f"in {_SIDES[side]} ", row.step, reduced)
@@ -93,6 +98,8 @@ def drift_cause(
     `reduced` are ranks that are known to hold the right gradient: they tell of two equal camps which is the odd one.
     """
     step = drift.step if step is None else step
+    if drift.own is not None:
+        return _own_cause(drift, drift.own, where, step)
     ranks, others = _ranks(drift.ranks), _ranks(drift.others)
     which = f"all {drift.n_params} params" if len(drift.params) >= drift.n_params > 1 else few(drift.params)
     evidence = [f"{len(drift.params)} of {drift.n_params} params differ on {ranks} from {others} at step {drift.step}"]
@@ -103,7 +110,8 @@ def drift_cause(
             "grad-unreduced",
             f"{where}the gradient of {which} was not reduced at step {drift.step}: {_who(drift, reduced)}",
             "let every rank take part in each all-reduce: call backward on the wrapped model, on all ranks, outside"
-            " no_sync for the last micro-batch, and reduce by hand what the wrapper does not hold",
+            " no_sync for the last micro-batch, and reduce by hand what the wrapper does not hold"
+            + (f"; {_OWN_NAMES}" if drift.step <= 1 else ""),
             tuple(evidence),
             **common,
         )
@@ -133,7 +141,7 @@ def drift_cause(
             why = ": they start from other values"
             fix = (
                 "seed all ranks alike, or broadcast the parameters and the state from one rank before the first step;"
-                " where each rank has layers or experts of its own, give them names of their own"
+                f" {_OWN_NAMES}"
             )
     elif drift.quantity.partition(".")[0].endswith("_in"):
         why = f": {drift.quantity.replace('_in', '', 1)} changed between two steps on {ranks} alone"
@@ -151,6 +159,27 @@ def drift_cause(
         fix,
         tuple(evidence),
         **common,
+    )
+
+
+def _own_cause(drift: Drift, own: Own, where: str, step: int) -> Cause:
+    """Replicas that never agreed in anything, or parameters of the ranks' own: nothing in the record decides."""
+    params = f"all {drift.n_params} params" if len(own.params) >= drift.n_params > 1 else few(own.params)
+    camps = " and ".join(_ranks(camp) for camp in own.camps[:2]) + (" and others" if len(own.camps) > 2 else "")
+    when = f"step {own.first}" if own.first == own.last else f"steps {own.first} to {own.last}"
+    return Cause(
+        "replica-drift",
+        f"{where}{camps} start from other values of {params}, and no gradient of them agrees in {when}: either layers"
+        " of the ranks' own under one name (stages of a pipeline, experts), or a model that was neither broadcast nor"
+        " reduced",
+        f"{_OWN_NAMES}; else wrap the model in DistributedDataParallel, or broadcast it once and reduce every gradient",
+        (
+            f"{len(own.params)} of {drift.n_params} params differ at step 0 and in all gradients up to step {own.last}",
+            f"they are read as different ones: {own.params[0]} is that of {_ranks(own.camps[0])},"
+            f" {own.params[0]}@rank{own.camps[1][0]} that of {_ranks(own.camps[1])}",
+        ),
+        steps=(step, step),
+        params=own.params if "all" not in params else (),
     )
 
 

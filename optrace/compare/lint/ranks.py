@@ -28,7 +28,7 @@ def _drifts(look: Look, code: str) -> Iterator[Finding]:
     trace = look.run.trace
     if not isinstance(trace, LogicalTrace):
         return
-    for drift in trace.drifts:
+    for drift in (*trace.drifts, *trace.unlike):
         if drift.optimizer == look.index:
             cause = drift_cause(trace, drift)
             if cause.code == code:
