@@ -23,6 +23,7 @@
 #include "_kernel_exchange.h"
 #include "_kernel_look.h"
 #include "_kernel_rows.h"
+#include "_kernel_window.h"
 #include "_kernel_order.h"
 #include "_kernel_living.h"
 #include "_kernel_observe.h"
@@ -330,7 +331,10 @@ static PyMethodDef METHODS[] = {
     {"fill_events", (PyCFunction)(void (*)(void))fill_events, METH_FASTCALL,
      "fill_events(message, places, kinds, sizes, events): see batches.py"},
     {"write_order", (PyCFunction)(void (*)(void))write_order, METH_FASTCALL,
-     "write_order(order, step, optimizer, values, events): see standing.py"},
+     "write_order(order, step, optimizer, values, events, limit): see standing.py"},
+    {"map_window", (PyCFunction)(void (*)(void))map_window, METH_FASTCALL, "map_window(place, length): see stream.py"},
+    {"append_message", (PyCFunction)(void (*)(void))append_message, METH_FASTCALL,
+     "append_message(place, window, message): see stream.py"},
     {"observers", (PyCFunction)(void (*)(void))observers, METH_FASTCALL,
      "observers(kind, listeners, calls, slow_begin, slow_end): see recorder/plain_calls.py"},
     {"living", living, METH_O, "living(classes): see recorder/living.py"},
@@ -353,7 +357,7 @@ static int execute(PyObject *module)
         return PyErr_NoMemory(), -1;
     PyObject *name = instructions(module, NULL, 0);
     Py_XDECREF(name);
-    return name && intern_words() == 0 ? intern_observed() : -1;
+    return name && intern_words() == 0 && intern_order() == 0 ? intern_observed() : -1;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

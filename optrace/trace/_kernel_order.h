@@ -1,32 +1,66 @@
-/* Writes a step whose batches are laid out as those of the step before (see standing.py): fills them and hands each to
- * one write(2). */
-
-#include <errno.h>
-#include <unistd.h>
+/* Writes a step whose batches are laid out as those of the step before (see standing.py): fills them and puts each into
+ * its segment's window, or hands it to one write(2). */
 
 enum { TABLES = 4 };
 
 typedef struct {
-    int fd;
-    Py_buffer message;
+    Py_buffer message, place;
+    Segment *segment;
+    PyObject *capsule;
+    const Window *window; /* what the capsule holds; NULL: none */
 } Batch;
 
-/* The members of an order, one a table: None, or a tuple that begins with a descriptor and a message. */
+/* The members of an order, one a table: None, or a tuple that begins with a stream and a message. */
 enum { OF_GROUPS, OF_TENSORS, OF_STEPS, OF_EVENTS };
+
+static PyObject *word_place, *word_window;
+
+static int intern_order(void)
+{
+    word_place = PyUnicode_InternFromString("place");
+    word_window = PyUnicode_InternFromString("window");
+    return word_place && word_window ? 0 : -1;
+}
+
+static int take_stream(PyObject *stream, Batch *batch)
+{
+    PyObject *place = PyObject_GetAttr(stream, word_place);
+    const int taken = place ? take_segment(place, &batch->segment, &batch->place) : -1;
+    Py_XDECREF(place);
+    if (taken < 0 || !(batch->capsule = PyObject_GetAttr(stream, word_window)))
+        return -1;
+    batch->window = window_in(batch->capsule);
+    return PyErr_Occurred() ? -1 : 0;
+}
 
 static int take_batch(PyObject *part, Batch *batch)
 {
     if (!PyTuple_CheckExact(part) || PyTuple_Size(part) < 2) {
-        PyErr_SetString(PyExc_TypeError, "a part of an order is None or (descriptor, message, ...)");
+        PyErr_SetString(PyExc_TypeError, "a part of an order is None or (stream, message, ...)");
         return -1;
     }
-    batch->fd = (int)PyLong_AsLong(PyTuple_GetItem(part, 0));
-    if (batch->fd == -1 && PyErr_Occurred())
+    if (take_stream(PyTuple_GetItem(part, 0), batch) < 0)
         return -1;
     return PyObject_GetBuffer(PyTuple_GetItem(part, 1), &batch->message, PyBUF_WRITABLE);
 }
 
-/* (descriptor, message, place of the steps, rows) */
+static void leave_batch(Batch *batch)
+{
+    if (batch->message.obj)
+        PyBuffer_Release(&batch->message);
+    if (batch->place.obj)
+        PyBuffer_Release(&batch->place);
+    Py_XDECREF(batch->capsule);
+}
+
+/* Whether its segment takes the batch as things are. */
+static int is_taken(const Batch *batch)
+{
+    return batch->segment->descriptor >= 0 &&
+           (!batch->window || has_room(batch->window, batch->segment->size, batch->message.len));
+}
+
+/* (stream, message, place of the steps, rows) */
 static int order_groups(PyObject *part, Batch *batch, int64_t step)
 {
     const long long place = number_at(part, 2), rows = number_at(part, 3);
@@ -37,7 +71,7 @@ static int order_groups(PyObject *part, Batch *batch, int64_t step)
     return 1;
 }
 
-/* (descriptor, message, places, rows, present, which were present when it was laid out) */
+/* (stream, message, places, rows, present, which were present when it was laid out) */
 static int order_tensors(PyObject *part, Batch *batch, int64_t step)
 {
     Py_buffer places = {0}, rows = {0}, present = {0};
@@ -62,7 +96,7 @@ static int order_tensors(PyObject *part, Batch *batch, int64_t step)
     return fits;
 }
 
-/* (descriptor, message, fields, place of the step, of the optimizer) */
+/* (stream, message, fields, place of the step, of the optimizer) */
 static int order_steps(PyObject *part, Batch *batch, int64_t step, int32_t optimizer, PyObject *values)
 {
     const long long step_at = number_at(part, 3), optimizer_at = number_at(part, 4);
@@ -76,7 +110,7 @@ static int order_steps(PyObject *part, Batch *batch, int64_t step, int32_t optim
     return 1;
 }
 
-/* (descriptor, message, places, kinds, sizes) */
+/* (stream, message, places, kinds, sizes) */
 static int order_events(PyObject *part, Batch *batch, PyObject *events)
 {
     Py_buffer places;
@@ -99,16 +133,61 @@ static int write_whole(const Batch *batch)
 {
     const char *rest = batch->message.buf;
     size_t left = (size_t)batch->message.len;
+    off_t at = batch->segment->size;
     while (left) {
-        const ssize_t taken = write(batch->fd, rest, left);
+        const ssize_t taken = pwrite((int)batch->segment->descriptor, rest, left, at);
         if (taken < 0 && errno == EINTR)
             continue;
         if (taken < 0)
             return errno;
         rest += taken;
+        at += taken;
         left -= (size_t)taken;
     }
     return 0;
+}
+
+/* Writes the batches in the order of the tables; 0, or what went wrong. */
+static int write_batches(const Batch *batches)
+{
+    int problem = 0;
+    for (int table = 0; table < TABLES && !problem; table++) {
+        const Batch *batch = &batches[table];
+        if (!batch->message.obj)
+            continue;
+        if (batch->window) {
+            put_message(batch->window, batch->segment, batch->message.buf, batch->message.len);
+        } else {
+            Py_BEGIN_ALLOW_THREADS /* a disk may let us wait */
+                problem = write_whole(batch);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    return problem;
+}
+
+/* What a step that has been written leaves to do: 2: a segment has grown beyond the limit; 4 << table: the next batch
+ * of a table had better find a (new) window. */
+static long count_in(const Batch *batches, int64_t limit)
+{
+    long to_do = 0;
+    for (int table = 0; table < TABLES; table++) {
+        const Batch *batch = &batches[table];
+        if (!batch->message.obj)
+            continue;
+        Segment *segment = batch->segment;
+        segment->size += batch->message.len;
+        if (segment->size > limit)
+            to_do |= 2;
+        if (batch->window) {
+            to_do |= has_room(batch->window, segment->size, batch->message.len) ? 0 : 4L << table;
+        } else {
+            const int64_t now = milliseconds();
+            to_do |= now - segment->last <= QUICK && batch->message.len <= SMALL_BATCH ? 4L << table : 0;
+            segment->last = now;
+        }
+    }
+    return to_do;
 }
 
 static int fill_order(PyObject *order, Batch *batches, int64_t step, int32_t optimizer, PyObject *values,
@@ -124,42 +203,38 @@ static int fill_order(PyObject *order, Batch *batches, int64_t step, int32_t opt
         if (!(table == OF_GROUPS    ? order_groups(part, batch, step)
               : table == OF_TENSORS ? order_tensors(part, batch, step)
               : table == OF_STEPS   ? order_steps(part, batch, step, optimizer, values)
-                                    : order_events(part, batch, events)))
+                                    : order_events(part, batch, events)) ||
+            !is_taken(batch))
             return 0;
     }
     return 1;
 }
 
-/* Whether the step fitted and was written; nothing is written of one that does not fit. OSError: some of it was. */
+/* 0: the step does not fit, and nothing of it is written; else 1 and what is left to do. OSError: some was written. */
 static PyObject *write_order(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
-    Batch batches[TABLES] = {{0}};
+    Batch batches[TABLES] = {{{0}, {0}, NULL, NULL, NULL}};
     int problem = 0;
     (void)module;
-    if (n != 5 || !PyTuple_CheckExact(arguments[0]) || PyTuple_Size(arguments[0]) != TABLES) {
-        PyErr_SetString(PyExc_TypeError, "write_order(order, step, optimizer, values, events)");
+    if (n != 6 || !PyTuple_CheckExact(arguments[0]) || PyTuple_Size(arguments[0]) != TABLES) {
+        PyErr_SetString(PyExc_TypeError, "write_order(order, step, optimizer, values, events, limit)");
         return NULL;
     }
     const long long step = PyLong_AsLongLong(arguments[1]), optimizer = PyLong_AsLongLong(arguments[2]);
+    const long long limit = PyLong_AsLongLong(arguments[5]);
     if (PyErr_Occurred())
         return NULL;
-    const int fits = (int32_t)optimizer == optimizer &&
-                     fill_order(arguments[0], batches, step, (int32_t)optimizer, arguments[3], arguments[4]);
-    if (fits) {
-        Py_BEGIN_ALLOW_THREADS /* a disk may let us wait */
-            for (int table = 0; table < TABLES && !problem; table++)
-                if (batches[table].message.obj)
-                    problem = write_whole(&batches[table]);
-        Py_END_ALLOW_THREADS
-    }
+    long done = (int32_t)optimizer == optimizer &&
+                fill_order(arguments[0], batches, step, (int32_t)optimizer, arguments[3], arguments[4]);
+    if (done && !(problem = write_batches(batches)))
+        done |= count_in(batches, limit);
     for (int table = 0; table < TABLES; table++)
-        if (batches[table].message.obj)
-            PyBuffer_Release(&batches[table].message);
+        leave_batch(&batches[table]);
     if (problem) {
         errno = problem;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     if (PyErr_Occurred())
         PyErr_Clear(); /* what does not fit is taken apart in Python, which tells what it is */
-    return Py_NewRef(fits ? Py_True : Py_False);
+    return PyLong_FromLong(done);
 }

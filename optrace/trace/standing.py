@@ -17,6 +17,11 @@ from optrace.trace.stream import TableStream
 _write_order: Any = None if kernel is None else kernel.write_order
 
 
+WRITTEN, FULL = 1, 2
+_LOOK_AHEAD = 4
+"""Shifted by the number of a table: its next batch had better find a (new) window."""
+
+
 class StandingOrder:
     """How the steps of one optimizer are written as long as they are laid out alike."""
 
@@ -36,27 +41,31 @@ class StandingOrder:
         self._groups = groups
         self._tensors = tensors
         self._batches = batches
-        self._order = tuple([None if part is None else (stream.descriptor, *part) for stream, part in parts])
-        self.sizes = tuple([(stream, len(part[0])) for stream, part in parts if part is not None])
-        """The streams that it appends to, and the bytes of their batches."""
+        self._order = tuple([None if part is None else (stream, *part) for stream, part in parts])
 
-    def write(self, step: int, groups: Any, tensors: Any, values: Mapping[str, Any], events: list[Any]) -> bool:
-        """Write a step; False, and nothing is written, where it is laid out otherwise.
+    def write(
+        self, step: int, groups: Any, tensors: Any, values: Mapping[str, Any], events: list[Any], limit: int
+    ) -> int:
+        """Write a step; 0, and nothing is written, where it is laid out otherwise.
 
-        OSError: part of it may have been written. The sizes of the streams are the caller's business.
+        Else WRITTEN, with FULL where a segment has grown beyond `limit` bytes. OSError: part may have been written.
         """
         layout, rows, present = self._tensors
         if tensors is None:
             if layout is not None:
-                return False
+                return 0
         elif tensors[1] is not rows or tensors[0] is not layout or tensors[2] is not present:
-            return False
+            return 0
         if groups is not self._groups:
             if self._order[0] is None or not self._batches.refill(self._optimizer, groups):
-                return False
+                return 0
             self._groups = groups
-        written: bool = _write_order(self._order, step, self._optimizer, values, events)
-        return written
+        done: int = _write_order(self._order, step, self._optimizer, values, events, limit)
+        if done >= _LOOK_AHEAD:
+            for table, part in enumerate(self._order):
+                if part is not None and done & _LOOK_AHEAD << table:
+                    part[0].look_ahead(len(part[1]))
+        return done
 
 
 def can_stand() -> bool:

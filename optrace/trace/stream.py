@@ -1,13 +1,15 @@
 """Appending to a table's open segment: an Arrow IPC stream whose batches are serialised once and then refilled.
 
 A record batch on disk is a header (names no values, only lengths) and a body of plain buffers. Batches of one layout
-have the same header, so it is made once by pyarrow; a step only replaces numbers in the body and hands both to one
-write(2). What write(2) has taken survives kill -9.
+have the same header, so it is made once by pyarrow; a step only replaces numbers in the body. What write(2) has taken,
+or what lies in a shared mapping of the file, survives kill -9.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
+from optrace.trace.measure import kernel
 from optrace.trace.schema import arrow_schema, segment_name
 
 _HIGH = 500
 """Few programs have so many files open, and Linux allows more by default; below that limit numbers stay as they are."""
+_AHEAD = 64
+"""So many batches a window has room for, within its bounds in bytes."""
+_LEAST, _MOST = 2**16, 2**20
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -52,21 +58,32 @@ class BatchTemplate:
 
 
 class TableStream:
-    """The open segment of one table: created at the first batch, cut back after a failed write, closed to be sealed."""
+    """The open segment of one table: created at the first batch, cut back after a failed write, closed to be sealed.
+
+    Small batches that come quickly go through a window: the part of the file that is written next, allocated ahead and
+    mapped into memory, where the C kernel puts them without a call of the system (see _kernel_window.h). Then the file
+    ends in a mark of the stream's end and room to write; else at `size`.
+    """
 
     def __init__(self, folder: Path, table: str) -> None:
         self.folder = folder
         self.table = table
         self.number = 1
-        self.size = 0
-        """Bytes of whole messages in the open segment; 0 when there is none yet."""
-        self._fd = -1
+        self.place = array("q", (-1, 0, 0))
+        """For the kernel: the descriptor, `size`, and when a batch was last written without a window."""
+        self.window: Any = None
+        self._no_windows = kernel is None
         self._torn = False
 
     @property
-    def descriptor(self) -> int:
-        """The open segment's file; -1 where there is none, or none that more may be appended to."""
-        return -1 if self._torn else self._fd
+    def size(self) -> int:
+        """Bytes of whole messages in the open segment; 0 when there is none yet."""
+        return self.place[1]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a segment that more may be appended to."""
+        return self.place[0] >= 0 and not self._torn
 
     @property
     def path(self) -> Path:
@@ -75,67 +92,89 @@ class TableStream:
 
     def append(self, message: bytearray) -> None:
         """Write a whole batch; OSError (after cutting the file back to `size`) when the system refuses."""
-        if self._fd < 0:
+        if self.place[0] < 0:
             self._open()
         elif self._torn:
             raise TraceError(f"{self.path} ends in a torn batch that could not be cut off; nothing more can be written")
+        if self.window is not None and kernel.append_message(self.place, self.window, message):
+            return
+        size = self.size
         try:
-            written = os.write(self._fd, message)
+            self._leave_window()
+            written = os.pwrite(self.place[0], message, size)
             if written < len(message):  # the disk is nearly full, or the batch is beyond the 2 GB of one write(2)
-                write_all(self._fd, memoryview(message)[written:])
+                write_all(self.place[0], memoryview(message)[written:], size + written)
         except BaseException:
-            self.cut(self.size)
+            self.cut(size)
             raise
-        self.size += len(message)  # an interrupt just before this is undone by whoever cuts back to an older size
+        self.place[1] += len(message)  # an interrupt just before this is undone by whoever cuts back to an older size
+
+    def look_ahead(self, length: int) -> None:
+        """Have the next batches, of some `length` bytes each, go through a (new) window, where the system has that."""
+        if self._no_windows or not self.is_open:
+            return
+        self.window = None
+        self.window = kernel.map_window(self.place, min(max(_AHEAD * length, _LEAST), _MOST))
+        if self.window is None:
+            self._no_windows = True
+            with suppress(OSError):
+                os.ftruncate(self.place[0], self.size)
 
     def cut(self, size: int) -> None:
         """Drop everything beyond `size` bytes; OSError when even that fails, and then no further batch is taken."""
-        if self._fd < 0 or (size == 0 and self.size == 0):
+        if self.place[0] < 0 or (size == 0 and self.size == 0):
             return
+        self.window = None
         if size == 0:  # the segment did not exist before: neither does it now
-            os.close(self._fd)
-            self._fd = -1
-            self.size = 0
+            self._close()
             os.unlink(self.path)
             return
         self._torn = True
-        os.ftruncate(self._fd, size)
+        os.ftruncate(self.place[0], size)
         self._torn = False
-        self.size = size
+        self.place[1] = size
 
     def finish(self) -> Path | None:
         """End the open segment so that it can be sealed, and go on to the next; its path, None if there is none."""
-        if self._fd < 0:
+        if self.place[0] < 0:
             return None
         path = self.path
         try:
-            write_all(self._fd, END_OF_STREAM)
+            self._leave_window()
+            write_all(self.place[0], END_OF_STREAM, self.size)
         except OSError:
-            os.ftruncate(self._fd, self.size)  # a stream without its end mark is as readable as one with it
+            os.ftruncate(self.place[0], self.size)  # a stream without its end mark is as readable as one with it
         finally:
-            os.close(self._fd)
-            self._fd = -1
-            self.size = 0
+            self._close()
             self.number += 1
         return path
 
     def abandon(self) -> None:
         """Close the file as it is, without a byte more: what a forked child does."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.place[0] >= 0:
+            os.close(self.place[0])
+            self.place[0] = -1
+            self.window = None
+
+    def _close(self) -> None:
+        os.close(self.place[0])
+        self.place[0], self.place[1] = -1, 0
+
+    def _leave_window(self) -> None:
+        if self.window is not None:
+            self.window = None
+            os.ftruncate(self.place[0], self.size)
 
     def _open(self) -> None:
         head = bytes(arrow_schema(self.table).serialize())
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            write_all(fd, head)
+            write_all(fd, head, 0)
         except BaseException:
             os.close(fd)
             os.unlink(self.path)
             raise
-        self._fd = _out_of_the_way(fd)
-        self.size = len(head)
+        self.place[0], self.place[1] = _out_of_the_way(fd), len(head)
 
 
 def _out_of_the_way(fd: int) -> int:
@@ -154,8 +193,12 @@ def _out_of_the_way(fd: int) -> int:
     return high
 
 
-def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
-    """write(2) until all is taken. OSError as the system gives it."""
+def write_all(fd: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
+    """write(2), or pwrite(2) `at` an offset, until all is taken. OSError as the system gives it."""
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(fd, rest) :]
+        if at is None:
+            rest = rest[os.write(fd, rest) :]
+        else:
+            taken = os.pwrite(fd, rest, at)
+            rest, at = rest[taken:], at + taken

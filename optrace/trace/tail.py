@@ -10,6 +10,7 @@ from optrace.errors import TraceError
 from optrace.trace.arrays import no_rows
 from optrace.trace.decode import decode
 from optrace.trace.schema import arrow_schema
+from optrace.trace.stream import END_OF_STREAM
 
 
 class StreamTail:
@@ -49,9 +50,13 @@ class StreamTail:
         found = decode(data, self._schema, start)
         if found.rows.num_rows:
             self._rows = pa.concat_tables([self._rows, found.rows])
-        self.ended = found.ended
-        self.offset += found.end
         left = len(data) - found.end
+        self.ended = found.ended and not left
+        self.offset += found.end
+        if found.ended and left:  # the mark is where the next batch will be, and beyond it is room for more
+            self.offset -= len(END_OF_STREAM)
+            if not data[found.end :].strip(b"\0"):
+                return
         if left:
             self.problem = (
                 f"{self.path.name} is incomplete or damaged from byte {self.offset} on ({left} bytes dropped)"

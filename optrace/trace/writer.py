@@ -20,7 +20,7 @@ from optrace.trace.group_batches import GroupBatches
 from optrace.trace.jsonfile import read_json, write_json
 from optrace.trace.schema import FORMAT, SEGMENT_BYTES, TABLES, Event
 from optrace.trace.segments import Sealer
-from optrace.trace.standing import StandingOrder, can_stand
+from optrace.trace.standing import FULL, StandingOrder, can_stand
 from optrace.trace.stream import TableStream
 from optrace.trace.values import pack_values, write_packed
 
@@ -199,18 +199,13 @@ class RankWriter:
             if order is None or self._busy or self._closed or os.getpid() != self._pid:
                 return False
             try:
-                if not order.write(step, groups, tensors, steps, events):
-                    return False
+                done = order.write(step, groups, tensors, steps, events, self.segment_bytes)
             except BaseException:
                 self._take_back([(stream, stream.size) for stream in self._tables])
                 raise
-            limit, full = self.segment_bytes, False
-            for stream, size in order.sizes:
-                stream.size += size
-                full = full or stream.size > limit
-            if full:
+            if done & FULL:
                 self._after_write()
-            return True
+            return bool(done)
 
     def write_events(self, events: Sequence[Event]) -> None:
         """Write events that belong to no finished step. From a signal handler amid a write they come right after it."""
@@ -311,7 +306,7 @@ class RankWriter:
         if parts[2] is None or parts[3] is None:
             return
         pairs = list(zip(self._tables, parts, strict=True))
-        if all(part is None or stream.descriptor >= 0 for stream, part in pairs):
+        if all(part is None or stream.is_open for stream, part in pairs):
             self._orders[optimizer] = StandingOrder(optimizer, groups, known[1:], self._groups, pairs)
 
     def _check(self) -> None:

@@ -1,0 +1,198 @@
+/* Appends batches to a table's open segment through a part of the file that is mapped into memory (see stream.py).
+ *
+ * What is in a shared mapping is in the page cache, as what write(2) took, and outlives the process. A batch is copied
+ * behind the end-of-stream mark that the last one left, with a mark of its own; then the mark before it becomes its
+ * beginning, in one store. So the file is a whole Arrow stream at every moment, whatever follows the mark.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <sys/vfs.h>
+#endif
+
+enum {
+    BEGINNING = 8,    /* bytes of a message's beginning and of the mark: 0xffffffff, then a length */
+    FRESH = 1000,     /* so many milliseconds pages are known to be there: then they may have been written to disk */
+    QUICK = 20,       /* so many milliseconds between two batches, or fewer, are worth a window */
+    SMALL_BATCH = 32 << 10, /* bytes of a batch at most */
+};
+
+typedef struct {
+    char *memory;
+    int64_t start, length; /* of the mapped part, in the file */
+    int64_t made;
+    pid_t owner;
+} Window;
+
+/* What Python holds of an open segment: a descriptor (-1: none), the bytes of whole messages, when one was last written
+ * without a window. */
+typedef struct {
+    int64_t descriptor, size, last;
+} Segment;
+
+static int64_t milliseconds(void)
+{
+    struct timespec now;
+#if defined(CLOCK_MONOTONIC_COARSE)
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+#else
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#endif
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static const char WINDOW[] = "optrace window";
+
+#if defined(__linux__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HAS_WINDOWS 1
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+static const uint64_t END_MARK = 0xffffffff;
+
+static void destroy_window(PyObject *capsule)
+{
+    Window *window = PyCapsule_GetPointer(capsule, WINDOW);
+    if (window->owner == getpid()) /* a forked child has no such mapping */
+        munmap(window->memory, (size_t)window->length);
+    free(window);
+}
+
+/* Whether blocks that were allocated ahead can be written through a mapping, come what may: not where a file system
+ * copies on write, compresses or is on another machine. */
+static int keeps_blocks(int descriptor)
+{
+    struct statfs system;
+    if (fstatfs(descriptor, &system) < 0)
+        return 0;
+    return system.f_type == 0xef53 /* ext4 */ || system.f_type == 0x58465342 /* xfs */ ||
+           system.f_type == 0x01021994 /* tmpfs */;
+}
+
+/* Maps the next `length` bytes of a segment, which must be its last; NULL, without an error, where that cannot be. */
+static Window *map_ahead(const Segment *segment, int64_t length)
+{
+    const int descriptor = (int)segment->descriptor;
+    const int64_t page = sysconf(_SC_PAGESIZE), start = segment->size / page * page;
+    length = (segment->size - start + length + page - 1) / page * page;
+    if (segment->size % BEGINNING || !keeps_blocks(descriptor) || posix_fallocate(descriptor, start, length))
+        return NULL;
+    char *memory = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, start);
+    if (memory == MAP_FAILED)
+        return NULL;
+    Window *window = NULL;
+    if (madvise(memory, (size_t)length, MADV_DONTFORK) == 0 &&
+        madvise(memory, (size_t)length, MADV_POPULATE_WRITE) == 0) /* pages that are there cannot fail to come */
+        window = malloc(sizeof *window);
+    if (!window) {
+        munmap(memory, (size_t)length);
+        return NULL;
+    }
+    *window = (Window){memory, start, length, milliseconds(), getpid()};
+    memcpy(memory + (segment->size - start), &END_MARK, BEGINNING);
+    return window;
+}
+#else
+static void destroy_window(PyObject *capsule) { (void)capsule; }
+
+static Window *map_ahead(const Segment *segment, int64_t length)
+{
+    (void)segment, (void)length;
+    return NULL;
+}
+static const uint64_t END_MARK = 0;
+#endif
+
+static int take_segment(PyObject *place, Segment **segment, Py_buffer *buffer)
+{
+    if (PyObject_GetBuffer(place, buffer, PyBUF_WRITABLE) < 0)
+        return -1;
+    if (buffer->len == sizeof **segment) {
+        *segment = buffer->buf;
+        return 0;
+    }
+    PyBuffer_Release(buffer);
+    PyErr_SetString(PyExc_ValueError, "a segment is three 64-bit numbers");
+    return -1;
+}
+
+/* map_window(place, length): a window, or None. */
+static PyObject *map_window(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    Py_buffer buffer;
+    Segment *segment;
+    (void)module;
+    if (n != 2) {
+        PyErr_SetString(PyExc_TypeError, "map_window(place, length)");
+        return NULL;
+    }
+    const long long length = PyLong_AsLongLong(arguments[1]);
+    if ((length == -1 && PyErr_Occurred()) || take_segment(arguments[0], &segment, &buffer) < 0)
+        return NULL;
+    Window *window = length > 0 && length < (1 << 30) ? map_ahead(segment, length) : NULL;
+    PyBuffer_Release(&buffer);
+    if (!window)
+        return Py_NewRef(Py_None);
+    PyObject *capsule = PyCapsule_New(window, WINDOW, destroy_window);
+    if (!capsule) {
+#ifdef HAS_WINDOWS
+        munmap(window->memory, (size_t)window->length);
+#endif
+        free(window);
+    }
+    return capsule;
+}
+
+/* The window of a segment: None or a capsule; NULL where there is none. */
+static const Window *window_in(PyObject *capsule)
+{
+    return capsule == Py_None ? NULL : PyCapsule_GetPointer(capsule, WINDOW);
+}
+
+static int has_room(const Window *window, int64_t size, int64_t length)
+{
+    return length > BEGINNING && length % BEGINNING == 0 && window->start <= size &&
+           size + length + BEGINNING <= window->start + window->length && milliseconds() - window->made < FRESH;
+}
+
+/* Copies a message, for which there is room, to the end of its segment; `segment->size` is the caller's business. */
+static void put_message(const Window *window, const Segment *segment, const char *message, int64_t length)
+{
+    char *at = window->memory + (segment->size - window->start);
+    memcpy(at + BEGINNING, message + BEGINNING, (size_t)(length - BEGINNING));
+    memcpy(at + length, &END_MARK, BEGINNING);
+    uint64_t beginning;
+    memcpy(&beginning, message, BEGINNING);
+    __atomic_store_n((uint64_t *)(void *)at, beginning, __ATOMIC_RELEASE); /* now it is part of the stream */
+}
+
+/* append_message(place, window, message): whether there was room for it. */
+static PyObject *append_message(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    Py_buffer buffer, message;
+    Segment *segment;
+    (void)module;
+    if (n != 3) {
+        PyErr_SetString(PyExc_TypeError, "append_message(place, window, message)");
+        return NULL;
+    }
+    const Window *window = window_in(arguments[1]);
+    if (!window || take_segment(arguments[0], &segment, &buffer) < 0)
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
+    int done = -1;
+    if (PyObject_GetBuffer(arguments[2], &message, PyBUF_SIMPLE) == 0) {
+        done = has_room(window, segment->size, message.len);
+        if (done) {
+            put_message(window, segment, message.buf, message.len);
+            segment->size += message.len;
+        }
+        PyBuffer_Release(&message);
+    }
+    PyBuffer_Release(&buffer);
+    return done < 0 ? NULL : Py_NewRef(done ? Py_True : Py_False);
+}
