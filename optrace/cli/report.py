@@ -13,8 +13,8 @@ def command(run: str, run_b: str | None, output: str) -> None:
     """Write a page about RUN, or about RUN and RUN_B and where they part.
 
     The page is one file that opens in any browser without a network: attach it to an issue. Runs are named as in
-    `optrace diff`: RUN, RUN@1, RUN@SGD, RUN@rank=3, RUN@500:600; default: the latest run. Needs Jinja2:
-    `pip install 'torch-optrace[report]'`.
+    `optrace diff`: RUN, RUN@1, RUN@SGD, RUN@rank=3, RUN@500:600; default: the latest run. Needs Jinja2
+    (pip install jinja2).
     """
     from optrace.views.html.write import report
 

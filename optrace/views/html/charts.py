@@ -107,12 +107,14 @@ def _stack(trace: Trace, rows: Sequence[Row], steps: npt.NDArray[np.int64], side
         np.zeros(len(rows), np.int64),
         {q: np.zeros(shape, np.int64) for _, grid in parts for q in grid.fingerprint},
         {q: np.full((*shape, 16), np.nan) for _, grid in parts for q in grid.sample},
+        {q: np.full(shape, np.nan) for _, grid in parts for q in grid.not_finite},
     )
     for at, grid in parts:
         for target, source in (
             (merged.l2, grid.l2),
             (merged.fingerprint, grid.fingerprint),
             (merged.sample, grid.sample),
+            (merged.not_finite, grid.not_finite),
         ):
             for quantity, values in source.items():
                 target[quantity][at] = values

@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const pair = data.names.length === 2;
-  const EQUAL = -99;
+  const EQUAL = -99, NOT_FINITE = 9;
 
   // Plotly reads a little HTML in labels; what comes from a trace is text.
   const plain = (text) =>
@@ -42,9 +42,10 @@
   const layout = (more) => {
     const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line") };
     const { xaxis, yaxis, ...rest } = more;
+    const few = data.steps[data.steps.length - 1] - data.steps[0] < 10 ? { tick0: 0, dtick: 1 } : {};
     return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--text"), size: 12 },
       margin: { l: 60, r: 20, t: 30, b: 40 }, hovermode: "closest", showlegend: false,
-      xaxis: { title: { text: "step" }, ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest };
+      xaxis: { title: { text: "step" }, ...few, ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest };
   };
   // The element gets the height, too: when the window changes, Plotly asks the element for it.
   const plot = (element, traces, shape, options) => {
@@ -55,7 +56,9 @@
 
   const moves = (i) => row(Object.values(maps)[0], i).some((v) => Number.isFinite(v) && v / 50 !== EQUAL);
   let chosen = data.first ? data.first[0] : Math.max(0, data.labels.findIndex((_, i) => moves(i)));
-  const labels = data.labels.map((label, i) => plain(cut(label)) + (data.labels.map(cut).indexOf(cut(label)) === i ? "" : ` #${i + 1}`));
+  // Plotly keeps categories as keys of an object: a name like "constructor" would be taken for there already.
+  const key = (label) => plain(cut(label)) + (label in {} ? "\u200b" : "");
+  const labels = data.labels.map((label, i) => key(label) + (data.labels.map(cut).indexOf(cut(label)) === i ? "" : ` #${i + 1}`));
 
   function tell(step, i) {
     const name = byId("quantity") ? byId("quantity").value : "ratio";
@@ -64,6 +67,7 @@
     const z = row(maps[name], i)[at] / 50;
     let size;
     if (!Number.isFinite(z)) size = "no row, or nothing finite in it";
+    else if (pair && z === NOT_FINITE) size = `${name} is nan or inf on one side`;
     else if (pair) size = z === EQUAL ? `${name} is bitwise equal` : `${name} differs by ${(10 ** z).toPrecision(2)} of its size`;
     else size = z === EQUAL ? "does not move" : `moves by ${(10 ** z).toPrecision(2)} of its size`;
     byId("hover").textContent = `step ${step}, ${data.labels[i]}: ${size}`;
@@ -168,6 +172,10 @@
   byId("map").on("plotly_hover", (event) => { const found = at(event); if (found) tell(...found); });
   byId("map").on("plotly_click", (event) => { const found = at(event); if (found) { chosen = found[1]; drawNorms(); } });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  // Plotly looks at the window, not at the paper, which is about 700 pixels wide.
+  const charts = () => document.querySelectorAll(".js-plotly-plot");
+  addEventListener("beforeprint", () => charts().forEach((chart) => Plotly.relayout(chart, { width: chart.closest(".grid") ? 340 : 690 })));
+  addEventListener("afterprint", () => charts().forEach((chart) => Plotly.relayout(chart, { width: null, autosize: true })));
   const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
   byId("status").textContent = `${count(data.labels.length, "parameter")}, ${count(data.n_steps, "step")}`;
   if (data.steps.length < data.n_steps)

@@ -32,9 +32,13 @@ class Grid:
     fingerprint: dict[str, npt.NDArray[np.int64]]
     sample: dict[str, Floats]
     """By quantity of `SAMPLED`: (parameters, steps, 16)."""
+    not_finite: dict[str, Floats]
+    """NaN and inf in each quantity of `SAMPLED`; with `compare` only, as the two before."""
 
 
 SAMPLED = ("update", "param", "grad")
+NOT_FINITE = 1e9
+"""How far apart two tensors are told to be when one has more NaN and inf: more than any relative difference."""
 
 
 def read_grid(
@@ -49,6 +53,7 @@ def read_grid(
     absent, numel = np.zeros(shape, np.bool_), np.zeros(len(params), np.int64)
     fingerprint: dict[str, npt.NDArray[np.int64]] = {}
     sample: dict[str, Floats] = {}
+    not_finite: dict[str, Floats] = {}
     last = int(steps[-1]) if len(steps) else 0
     for quantity in ("update", "param", "grad", "state.*"):
         full = compare and quantity in SAMPLED
@@ -89,28 +94,33 @@ def read_grid(
                 fingerprint[kind][at] = rows.column("fingerprint").to_numpy()[chosen]
                 sample[kind] = np.full((*shape, 16), np.nan)
                 sample[kind][at] = _samples(rows)[chosen]
-    return Grid(tuple(params), steps, l2, n_zero, n_bad, absent, numel, fingerprint, sample)
+                not_finite[kind] = np.full(shape, np.nan)
+                not_finite[kind][at] = (values["n_nan"] + values["n_inf"])[chosen]
+    return Grid(tuple(params), steps, l2, n_zero, n_bad, absent, numel, fingerprint, sample, not_finite)
 
 
 def divergence(a: Grid, b: Grid, quantity: str) -> Floats:
     """How far apart the two sides are at each parameter and step: 0 where the bits are equal, NaN where one has no row.
 
     The larger of two relative differences: of the norms, and of the sampled elements (root mean square over the larger
-    of the two). Bits that differ while both agree give 1e-9.
+    of the two), both of what is finite. Bits that differ while both agree give 1e-9; where one side has more NaN and
+    inf than the other, it is `NOT_FINITE`.
     """
     left, right = a.l2.get(quantity), b.l2.get(quantity)
     if left is None or right is None:
         return np.full((len(a.params), len(a.steps)), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         norms = np.abs(left - right) / np.maximum(left, right)
-        x, y = a.sample[quantity], b.sample[quantity]
+        x, y = (np.where(np.isfinite(grid.sample[quantity]), grid.sample[quantity], np.nan) for grid in (a, b))
         apart = np.sqrt(np.nansum((x - y) ** 2, axis=2))
         size = np.sqrt(np.maximum(np.nansum(x * x, axis=2), np.nansum(y * y, axis=2)))
         sampled = np.where(size > 0, apart / size, 0.0)
     far = np.fmax(np.nan_to_num(norms, nan=0.0), np.nan_to_num(sampled, nan=0.0))
     equal = a.fingerprint[quantity] == b.fingerprint[quantity]
+    bad_a, bad_b = a.not_finite[quantity], b.not_finite[quantity]
+    far = np.where(bad_a == bad_b, far, NOT_FINITE)
     result: Floats = np.where(equal, 0.0, np.maximum(far, 1e-9))
-    return np.where(np.isnan(left) & np.isnan(right), np.nan, result)
+    return np.where(np.isnan(bad_a) | np.isnan(bad_b), np.nan, result)
 
 
 def _codes(rows: Any, name: str) -> tuple[npt.NDArray[np.int64], list[str]]:

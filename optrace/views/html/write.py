@@ -14,6 +14,7 @@ from optrace.compare.run import diff
 from optrace.compare.source import Source, distinct_names, open_source
 from optrace.compare.words import sentences
 from optrace.errors import OptraceError, TraceError
+from optrace.trace.logical import LogicalTrace
 from optrace.trace.reader import Trace
 from optrace.views.html.charts import Row, chart_data, event_data, hyper_data, loss_data, read_table
 from optrace.views.html.pack import script_json
@@ -72,7 +73,7 @@ def report(
         n_params=table.n_params,
         groups=[(name, *group_table(source)) for name, source in zip(names, sources, strict=True)],
         clips=[(name, clip_words(source)) for name, source in zip(names, sources, strict=True)],
-        problems=[text for source in sources for text in source.trace.problems],
+        problems=[text for name, source in zip(names, sources, strict=True) for text in _troubles(name, source)],
         provenance=provenance_rows(sources),
         data=script_json(data),
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
@@ -91,7 +92,7 @@ def _template() -> Any:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
-        raise OptraceError("a report needs Jinja2; pip install torch-optrace[report]") from None
+        raise OptraceError("a report needs Jinja2: pip install jinja2") from None
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -124,10 +125,21 @@ def _folded(lines: Any) -> tuple[list[Any], list[Any]]:
     return shown, more
 
 
+def _troubles(name: str, source: Source) -> list[str]:
+    """What is wrong with a run, and how it ended where it did not end cleanly."""
+    end = source.trace.rank_info.get("end")
+    how = {"clean": [], None: [f"{name} has not ended: it is running, or was killed"]}
+    return [*source.trace.problems, *how.get(end, [f"{name} ended with {end}"])]
+
+
 def _headline(sources: list[Source], compared: DiffReport | None) -> str:
     if compared is not None:
         return sentences(compared)[0]
     trace = sources[0].trace
     assert isinstance(trace, Trace)
-    seen = ", ".join(f"{trace.last_step(index):,} steps of {name}" for index, name in trace.optimizers)
-    return f"{sources[0].name}: {seen}"
+    ranks = f" on {len(trace.ranks)} ranks" if isinstance(trace, LogicalTrace) else ""
+    return f"{sources[0].name}: {', '.join(_steps(trace.last_step(i), name) for i, name in trace.optimizers)}{ranks}"
+
+
+def _steps(count: int, name: str) -> str:
+    return f"{count:,} step{'s' * (count != 1)} of {name}"
