@@ -67,3 +67,8 @@ class Generators:
             return None
         torch, host = (half(a) != half(b) for half in _HALVES)
         return RandomStates(torch, host, self._torch_rests, self._host_drawn)
+
+    def torch_moved(self, side: int, before: int, step: int) -> bool | None:
+        """Whether torch's generators of a side changed between two steps; None where it does not tell."""
+        one, other = (self._sides[side].get(s) for s in (before, step))
+        return None if one is None or other is None else torch_half(one) != torch_half(other)

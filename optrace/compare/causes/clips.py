@@ -8,6 +8,7 @@ import numpy as np
 
 from optrace.compare.causes.case import Case, close, figure
 from optrace.compare.causes.cause import Cause
+from optrace.compare.causes.clip_places import coefficient, nothing_clipped, number
 from optrace.compare.causes.events import Event
 from optrace.compare.causes.gradient_rows import Floats, Gradients, gradients_at
 from optrace.compare.words import count_words
@@ -21,7 +22,7 @@ def clipped(case: Case, step: int, found: Gradients, c: float) -> Cause | None:
     evidence = [f"the gradients of {{B}} are {figure(c)} times {{A}}'s at step {step}"]
     for side, name in ((0, "{A}"), (1, "{B}")):
         for event in clips[side]:
-            total = figure(_number(event, "total_norm") or 0.0)
+            total = figure(number(event, "total_norm") or 0.0)
             evidence.append(f"{name} clips to {event.data.get('max_norm')} at a total norm of {total}")
     least = _without_1e_6(clips, c)
     if least is not None:
@@ -47,8 +48,9 @@ def clipped(case: Case, step: int, found: Gradients, c: float) -> Cause | None:
     if clips[0] or clips[1]:
         one, other_c = coefficients
         if one is not None and other_c is not None and one and abs(other_c / one - c) < 1e-3 * abs(c):
-            counted = _counted_otherwise(clips, found) if _like_norms(clips) else None
-            words, fix = counted or (_clip_words(clips), _clip_fix(clips))
+            nothing = nothing_clipped(case, step)
+            counted = _counted_otherwise(clips, found) if _like_norms(clips) and nothing is None else None
+            words, fix = counted or nothing or (_clip_words(clips), _clip_fix(clips))
             return Cause("grad-clip", words, fix, tuple(evidence), steps=(step, max(case.steps)))
     constant = _constant_norm(case, step)
     if constant is not None:
@@ -100,7 +102,7 @@ def _other_clips(
 ) -> Iterator[tuple[str, str, list[Floats]]]:
     """What gradients become under a side's clips: in words, how to do so, and the numbers."""
     last = events[-1]
-    bound, most = _number(last, "clip_value"), _number(last, "max_norm")
+    bound, most = number(last, "clip_value"), number(last, "max_norm")
     if bound is not None:
         clipped = [np.clip(x, -bound, bound) for x in whole]
         yield f"every element to {figure(bound)}", f"call clip_grad_value_(parameters, {figure(bound)})", clipped
@@ -110,12 +112,12 @@ def _other_clips(
 
 
 def _kind_words(events: Sequence[Event]) -> str:
-    most = _number(events[-1], "max_norm") if events else None
+    most = number(events[-1], "max_norm") if events else None
     return f"all at once to a total norm of {figure(most)}" if most is not None else "nothing"
 
 
 def _as_other(events: Sequence[Event]) -> str:
-    most = _number(events[-1], "max_norm") if events else None
+    most = number(events[-1], "max_norm") if events else None
     return f"call clip_grad_norm_(parameters, {figure(most)}) once for all" if most is not None else "drop the clip"
 
 
@@ -147,16 +149,16 @@ def _coefficient(clips: Sequence[Event]) -> float | None:
     """What clips of the total norm multiplied the gradients by."""
     c = 1.0
     for event in clips:
-        largest, total = _number(event, "max_norm"), _number(event, "total_norm")
-        if largest is None or total is None:
+        own = coefficient(event)
+        if own is None:
             return None
-        c *= min(1.0, largest / (total + 1e-6))
+        c *= own
     return c
 
 
 def _like_norms(clips: Sequence[Sequence[Event]]) -> bool:
     """Whether both sides clip once and to one norm."""
-    return [len(events) for events in clips] == [1, 1] and _number(clips[0][0], "max_norm") == _number(
+    return [len(events) for events in clips] == [1, 1] and number(clips[0][0], "max_norm") == number(
         clips[1][0], "max_norm"
     )
 
@@ -164,12 +166,12 @@ def _like_norms(clips: Sequence[Sequence[Event]]) -> bool:
 def _counted_otherwise(clips: Sequence[Sequence[Event]], found: Gradients) -> tuple[str, str] | None:
     """What a side counts into the total norm that is not the 2-norm of all gradients: cause and fix in words."""
     for side, name in ((1, "{B}"), (0, "{A}")):
-        total, coefficient = _number(clips[side][0], "total_norm"), _coefficient(clips[side])
+        total, coefficient = number(clips[side][0], "total_norm"), _coefficient(clips[side])
         if not total or not coefficient:
             continue
         rows = dict(zip(found.names, (found.a, found.b)[side], strict=True))
         largest = max(max(abs(row.low), abs(row.high)) for row in rows.values()) / coefficient
-        most, other = figure(_number(clips[side][0], "max_norm") or 0.0), ("{B}", "{A}")[side]
+        most, other = figure(number(clips[side][0], "max_norm") or 0.0), ("{B}", "{A}")[side]
         as_other = "use the 2-norm, as {A} does" if side else "use norm_type=inf, as {A} does"
         if abs(total - largest) < 1e-5 * largest:
             return (
@@ -193,15 +195,10 @@ def _counted_otherwise(clips: Sequence[Sequence[Event]], found: Gradients) -> tu
 def _without_1e_6(clips: Sequence[Sequence[Event]], c: float) -> int | None:
     """The side whose clip divided by total norm + 1e-6 where the other's divided by the total norm alone."""
     for side, factor in ((0, c), (1, 1 / c)):
-        total = _number(clips[side][0], "total_norm") if len(clips[side]) == 1 else None
+        total = number(clips[side][0], "total_norm") if len(clips[side]) == 1 else None
         if total and _coefficient(clips[side]) != 1.0 and abs((factor - 1) - 1e-6 / total) < 0.1 * 1e-6 / total:
             return side
     return None
-
-
-def _number(event: Event, name: str) -> float | None:
-    value = event.data.get(name)
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _order(kinds: Sequence[str]) -> str:

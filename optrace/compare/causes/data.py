@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from optrace.compare.causes.batches import accumulated_otherwise, of_batches
 from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.gradient_rows import gradients_at
@@ -23,15 +24,39 @@ def upstream(case: Case) -> Iterator[Cause]:
     differ = _differs(batches, step)
     blameless = any(_differs(batches, s) for s in equal_before)
     if differ and not blameless:
-        yield _batches(case, step, batches)
+        yield accumulated_otherwise(case, step) or of_batches(case, step, batches)
         return
     generators = Generators(prints)
     states = generators.at(step)
     before = any(past.matter for s in equal_before if (past := generators.at(s)) is not None)
     if states is not None and states.matter and not before and differ is False:
-        yield _drawn(case, step, states)
+        yield _not_drawn(case, step, generators) or _drawn(case, step, states)
         return
     yield _unknown(case, step, differ, states)
+
+
+def _not_drawn(case: Case, step: int, generators: Generators) -> Cause | None:
+    """A side that draws no random number for a step though it did before, and the other side does: dropout is off."""
+    past = max((s for s in case.steps if s < step), default=None)
+    before = max((s for s in case.steps if past is not None and s < past), default=None)
+    if past is None or before is None:
+        return None
+    now = [generators.torch_moved(side, past, step) for side in (0, 1)]
+    earlier = [generators.torch_moved(side, before, past) for side in (0, 1)]
+    if now not in ([True, False], [False, True]) or earlier != [True, True]:
+        return None
+    name, other = ("{B}", "{A}") if now[0] else ("{A}", "{B}")
+    return Cause(
+        "grad-upstream",
+        f"{name} draws no random numbers for step {step}, as it did before and {other} still does: dropout and other"
+        " random layers are off there, as in evaluation mode",
+        f"in {name} call model.train() after evaluating" + ("" if now[0] else ", or leave it out in both"),
+        (
+            f"torch's generators are as they were at step {past} in {name} and have moved in {other}; equal parameters"
+            " and batches",
+        ),
+        steps=(step, max(case.steps)),
+    )
 
 
 def _drawn(case: Case, step: int, states: RandomStates) -> Cause:
@@ -59,53 +84,13 @@ def batches_apart(case: Case) -> Iterator[Cause]:
     batches = [case.column("batch", side) for side in (0, 1)]
     unequal = [s for s in case.steps if _differs(batches, s)]
     if unequal:
-        yield _batches(case, unequal[0], batches)
+        yield of_batches(case, unequal[0], batches)
 
 
 def _differs(sides: list[dict[int, int]], step: int) -> bool | None:
     """Whether a fingerprint differs at a step; None where a side does not tell it."""
     a, b = (side.get(step) for side in sides)
     return None if a is None or b is None else a != b
-
-
-def _batches(case: Case, step: int, batches: list[dict[int, int]]) -> Cause:
-    a, b = batches
-    later = [s for s in case.steps if s >= step and s in b and s in a]
-    known = set(a.values())
-    found = [s for s in later if b[s] in known]
-    last = max(case.steps)
-    if found and (len(found) >= max(1, len(later) // 2)):
-        where = {batch: s for s, batch in reversed(list(a.items()))}
-        example = where[b[found[0]]]
-        repeated = example < step or any(where[b[s]] < min(a, default=1) + step - 1 for s in found[:1])
-        lag = {s - where[b[s]] for s in found}
-        words = (
-            f"{{B}} goes through batches again: at step {found[0]} it has the batch that {{A}} had at step {example}"
-            if repeated
-            else f"{{B}} has the batches of {{A}} in another order: at step {found[0]} that of step {example}"
-        )
-        fix = (
-            "in {B} skip the batches that were used before the resume (a stateful sampler, skip_first_batches), and"
-            " restore the sampler's seed and epoch"
-            if repeated
-            else "in {B} give the loader's generator or sampler the same seed, and call set_epoch in both"
-        )
-        evidence = [f"{len(found)} of the {len(later)} batches of {{B}} since step {step} occur in {{A}}"]
-        if len(lag) == 1 and (k := lag.pop()):
-            evidence.append(f"each {abs(k)} steps {'later' if k > 0 else 'earlier'} than in {{A}}")
-        return Cause("data-order", words, fix, tuple(evidence), steps=(step, last))
-    return Cause(
-        "data-content",
-        f"the batches differ since step {step}, and those of {{B}} do not occur in {{A}}",
-        "compare the data sets, the preprocessing (tokenizer, augmentation, dtype), the batch sizes and the shuffling"
-        " (another seed makes batches of other examples) of the two",
-        (
-            f"none of {{B}}'s {len(later)} batches since step {step} is among the {len(known)} of {{A}}"
-            if not found
-            else f"{len(found)} of {{B}}'s {len(later)} batches since step {step} occur in {{A}}",
-        ),
-        steps=(step, last),
-    )
 
 
 def _unknown(case: Case, step: int, batch: bool | None, states: RandomStates | None) -> Cause:

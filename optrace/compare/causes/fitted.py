@@ -75,11 +75,10 @@ def _momentum(rule: Rule, cube: Cube, options: Mapping[int, Any]) -> Iterator[tu
 def _share(columns: tuple[Floats, ...], *, square: bool) -> float | None:
     """Beta of state' = beta*state + (1 - beta)*x with x the gradient or its square, if one fits all elements."""
     old, new, grad = columns
-    with np.errstate(all="ignore"):
+    with np.errstate(over="ignore"):  # squares of large float64 gradients; the comparison leaves them out
         x = grad * grad if square else grad
-        share = (new - x) / (old - x)
-        weight = np.abs(old - x) > 1e-3 * np.maximum(np.abs(new), np.abs(x))
-    share = share[np.isfinite(share) & weight]
+        chosen = np.abs(old - x) > 1e-3 * np.maximum(np.abs(new), np.abs(x))
+    share = (new - x)[chosen] / (old - x)[chosen]
     if len(share) < 3:
         return None
     middle = float(np.median(share))
@@ -93,17 +92,20 @@ def _columns(cube: Cube, key: str, rule: Rule, options: Mapping[int, Any]) -> tu
         return np.empty(0), np.empty(0), np.empty(0)
     old, new = cube.before[quantity][:_STEPS], cube.values[quantity][:_STEPS]
     old = np.where(cube.known_before[quantity][:_STEPS][:, :, None], old, 0.0)
-    grad, param = cube.values["grad"][:_STEPS].copy(), cube.before["param"][:_STEPS]
+    grad, param = (np.where(np.isfinite(values), values, np.nan) for values in _inputs(cube))
     for i, step in enumerate(cube.steps[:_STEPS].tolist()):
         for m, member in enumerate(cube.members):
             hyper = options.get(step, {}).get(member.group, {})
             if hyper.get("maximize"):
                 grad[i, m] *= -1
             if rule.name != "adamw" and not hyper.get("decoupled_weight_decay"):
-                with np.errstate(all="ignore"):  # records hold inf and nan
-                    grad[i, m] += hyper.get("weight_decay", 0.0) * param[i, m]
+                grad[i, m] += hyper.get("weight_decay", 0.0) * param[i, m]
     there = np.isfinite(old) & np.isfinite(new) & np.isfinite(grad)
     return old[there], new[there], grad[there]
+
+
+def _inputs(cube: Cube) -> tuple[Floats, Floats]:
+    return cube.values["grad"][:_STEPS], cube.before["param"][:_STEPS]
 
 
 def _tidy(number: float) -> float:

@@ -49,6 +49,13 @@ def gradients_at(case: Case, step: int) -> Gradients:
     return Gradients(names, a, b)
 
 
+def last_gradients(case: Case, step: int, found: Gradients) -> tuple[int, Gradients] | None:
+    """The step before `step` and its gradients; None where there is none with gradients of the same parameters."""
+    earlier = [s for s in case.steps if s < step]
+    past = gradients_at(case, earlier[-1]) if earlier else None
+    return None if past is None or past.names != found.names else (earlier[-1], past)
+
+
 def common_factor(a: Floats, b: Floats, eps: float) -> float | None:
     """The c with b = c * a within rounding at all elements; None when there is none, or c = 1."""
     known = np.isfinite(a) & np.isfinite(b)

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from optrace.compare.causes.case import Case, close, factor_words, few, figure
 from optrace.compare.causes.cause import Cause
+from optrace.compare.causes.clip_places import clipped_between, clipped_in_parts
 from optrace.compare.causes.clips import clipped, clipped_apart, clipped_values
-from optrace.compare.causes.gradient_rows import Gradients, common_factor, gradients_at
+from optrace.compare.causes.gradient_rows import Gradients, common_factor, gradients_at, last_gradients
+from optrace.compare.causes.micro_batches import partly
 from optrace.compare.causes.part_scaled import scaled_in_part, stepped_again
 from optrace.compare.causes.penalties import penalised
 from optrace.compare.words import count_words
@@ -71,10 +73,12 @@ def changed(case: Case) -> Iterator[Cause]:
         clipped_values,
         clipped_apart,
         _scaled,
+        clipped_between,
+        clipped_in_parts,
         scaled_in_part,
         _accumulated,
         penalised,
-        _partial,
+        partly,
     ):
         cause = explain(case, first.step, found)
         if cause is not None:
@@ -122,12 +126,26 @@ def _scaled(case: Case, step: int, found: Gradients) -> Cause | None:
     }
     backwards = [case.column("n_backward", side).get(step) for side in (0, 1)]
     fix = "look in {B} for a factor on the loss or the gradients"
+    losses = [case.column("loss", side).get(step) for side in (0, 1)]
+    if losses[0] and losses[1] is not None:
+        if abs(losses[1] / losses[0] - c) < 1e-4 * abs(c):
+            evidence.append("the loss is so many times as large, too")
+            fix = "look in {B} for a factor on the loss: its reduction (sum or mean), a weight, accumulation steps"
+        elif losses[0] == losses[1]:
+            evidence.append("the loss is the same")
+            fix = (
+                "look in {B} for what scales gradients behind the loss: a hook, a scaler, a second backward, averaging"
+            )
     if c == -1 or abs(c + 1) < 1e-5:
         fix = "look in {B} for a sign: of the loss, of the gradients, or maximize"
     for n, what in _usual(case, step, backwards, scales):
         if any(abs(c - f) < 1e-4 * f for f in (n, 1 / n)):
             evidence.append(f"{figure(n)} is {what}")
             fix = f"in {{B}} {'divide' if c > 1 else 'do not divide'} by {figure(n)}, {what}"
+            n_a, n_b = backwards
+            if n_a and n_b and n_a != n_b and abs(n_b / n_a - c) < 1e-4 * c:
+                often = count_words(int(n_a), "time")
+                fix = f"in {{B}} go backward {often} a step as {{A}} does, or {fix.removeprefix('in {B} ')}"
             break
     else:
         power = np.log2(abs(c))
@@ -158,12 +176,10 @@ def _usual(case: Case, step: int, backwards: Sequence[float | None], scales: set
 
 def _accumulated(case: Case, step: int, found: Gradients) -> Cause | None:
     """Gradients that still hold those of the step before."""
-    earlier = [s for s in case.steps if s < step]
-    if not earlier:
+    last = last_gradients(case, step, found)
+    if last is None:
         return None
-    past = gradients_at(case, earlier[-1])
-    if past.names != found.names:
-        return None
+    before, past = last
     for side, name in ((1, "{B}"), (0, "{A}")):
         own, theirs, old = found.flat(side), found.flat(1 - side), past.flat(side)
         known = np.isfinite(own) & np.isfinite(theirs) & np.isfinite(old)  # without samples nothing is
@@ -172,82 +188,12 @@ def _accumulated(case: Case, step: int, found: Gradients) -> Cause | None:
             seen = "a zero_grad" if "zero_grad" in case.kinds_between(side, step) else "no zero_grad"
             return Cause(
                 "grad-accumulated",
-                f"the gradients of {name} at step {step} still hold those of step {earlier[-1]}",
+                f"the gradients of {name} at step {step} still hold those of step {before}",
                 f"in {name} call optimizer.zero_grad() once before each first backward",
                 (
-                    f"gradient of step {step} less that of step {earlier[-1]} is the other side's, at"
+                    f"gradient of step {step} less that of step {before} is the other side's, at"
                     f" {len(own)} sampled elements; {seen} of {name} was seen between the two steps",
                 ),
                 steps=(step, max(case.steps)),
             )
     return None
-
-
-def _partial(case: Case, step: int, found: Gradients) -> Cause | None:
-    """Micro-batches whose gradients did not reach the step, where backwards and zero_grads tell it."""
-    if any(len(dict(source.trace.optimizers)) > 1 for source in case.sources):
-        return None  # a backward is no optimizer's own: a generator's goes through its discriminator
-    backwards = [case.column("n_backward", side).get(step, 0) for side in (0, 1)]
-    lost = [_lost(case.kinds_between(side, step)) for side in (0, 1)]
-    for side, name in ((1, "{B}"), (0, "{A}")):
-        other = ("{B}", "{A}")[side]
-        n, most = lost[side]
-        passed = _passed_over(case, side, step, lost)
-        if passed is not None:
-            return passed
-        if n and not lost[1 - side][0] and most > 1:
-            return Cause(
-                "grad-partial",
-                f"{name} loses {n} of {most} micro-batches at step {step}: gradients are zeroed between the backward"
-                " passes of one step",
-                f"in {name} call zero_grad() once before the first micro-batch of a step, not before each",
-                (f"backward passes at step {step}: {backwards[0]:g} in {{A}}, {backwards[1]:g} in {{B}}",),
-                steps=(step, max(case.steps)),
-            )
-        if 0 < backwards[side] < backwards[1 - side] and backwards[1 - side] > 1:
-            batches = [case.column("batch", s).get(step) for s in (0, 1)]
-            if batches[0] is not None and batches[0] == batches[1]:
-                return Cause(
-                    "grad-partial",
-                    f"{name} runs {backwards[side]:g} backward passes for step {step}, {other} {backwards[1 - side]:g}"
-                    " on the same batches",
-                    f"in {name} step only after all micro-batches have gone backward",
-                    ("the same batches were loaded on both sides",),
-                    steps=(step, max(case.steps)),
-                )
-    return None
-
-
-def _passed_over(case: Case, side: int, step: int, lost: Sequence[tuple[int, int]]) -> Cause | None:
-    """Rounds of backward passes that went without a step, at this step as at few others."""
-    (n, most), (none, usual) = lost[side], lost[1 - side]
-    if none or not usual or not n or n % usual or most != n + usual:
-        return None
-    alike = [s for s in case.steps if s > step and _lost(case.kinds_between(side, s))[0]]
-    if 2 * len(alike) > len([s for s in case.steps if s > step]):
-        return None
-    name, other = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
-    return Cause(
-        "steps-missing",
-        f"{name} zeroes the gradients and goes backward {n // usual + 1} times for step {step}, and steps once: it"
-        f" passes over {count_words(n // usual, 'step')} that {other} takes",
-        f"look in {name} for a condition under which optimizer.step() is not called there",
-        (
-            f"backward passes since the last step: {most} in {name}, {usual} in {other};"
-            f" {count_words(n, 'gradient')} of {name} {'was' if n == 1 else 'were'} zeroed unused",
-        ),
-        steps=(step, step),
-    )
-
-
-def _lost(kinds: Sequence[str]) -> tuple[int, int]:
-    """Backward passes whose gradients were zeroed before the step, and backward passes in all."""
-    lost, seen, run = 0, 0, 0
-    for kind in kinds:
-        if kind == "backward":
-            run += 1
-            seen += 1
-        elif kind == "zero_grad":
-            lost += run
-            run = 0
-    return lost, seen

@@ -9,7 +9,8 @@ import numpy as np
 from optrace.compare.causes.case import Case, factor_words, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.groups import LR_NAMES, moved_links
-from optrace.compare.causes.lr_fits import DISTINCT, Fit, Tables, lr_table, same
+from optrace.compare.causes.lr_events import Hint, around_step, loaded, more_often
+from optrace.compare.causes.lr_fits import DISTINCT, Fit, Floats, Tables, lr_table, same
 from optrace.compare.hyper import MISSING
 from optrace.compare.words import count_words
 
@@ -107,19 +108,21 @@ class _Stories:
             steps = np.arange(s, len(series.b))
             steps = steps[np.isfinite(series.b[steps]) & (steps - s + start < len(series.a))]
             follows &= bool(same(series.b[steps], series.a[steps - s + start]).all())
-        loaded = resumed or bool(self.case.events[1].of("load_state_dict").any())
-        if again and not loaded:
+        loaded_before = resumed or bool(self.case.events[1].of("load_state_dict").any())
+        if again and not loaded_before:
             return None
         values = ", ".join(
             f"{figure(series.b[s])} where {{A}} has {figure(series.a[s])}" for series in self.changed[:2]
         )
         then = "and the schedule starts anew" if follows else "and goes on from there"
+        fix = "in {B} build the scheduler first, then load the states of both the optimizer and the scheduler"
+        if not loaded_before:
+            fix = "in {B} build the scheduler once, and not again in the loop over epochs or phases"
         aligned = f"step 1 of {{B}} is step {s} of {{A}}; " if resumed else ""
         return Cause(
             "lr-reset",
-            f"lr jumps back to its start at step {s} of {{A}}: {values}",
-            "in {B} build the scheduler first, then load the states of both the optimizer and the scheduler; a"
-            f" scheduler that is built later needs last_epoch={s - start - 1}",
+            f"lr of {{B}} jumps back to its start at step {s}{' of {A}' if resumed else ''}: {values}",
+            f"{fix}; a scheduler that is built later needs last_epoch={s - start - 1}",
             (f"{aligned}lr of {{B}} is {{A}}'s of step {start} again, {then}",),
             steps=(s, self.last),
         )
@@ -129,19 +132,43 @@ class _Stories:
             both = series.both
             if len(both) < DISTINCT or len(np.unique(series.b[both])) > 1 or len(np.unique(series.a[both])) < 2:
                 return None
-        moves = [series for series in self.table if len(np.unique(series.a[series.both])) > 1]
-        if any(len(np.unique(series.b[series.both])) > 1 for series in moves):
-            return None
         series = self.changed[0]
         both = series.both
+        if any(_moves(other.b[other.both]) for other in self.table):
+            return self._stuck()
         events = self.events[1][0]
         seen = "no scheduler step was seen in {B}" if not events else "schedulers step in {B}, but not its groups' lr"
+        evidence = [f"one value at all {count_words(len(both), 'step')} of {{B}}; {seen}"]
+        fix = "call scheduler.step() after each optimizer.step(), on a scheduler built for this optimizer"
+        hint = self._loaded()
+        if hint is not None:
+            evidence.append(hint.evidence)
+            fix = hint.fix
         return Cause(
             "lr-frozen",
             f"lr stays {figure(series.b[both[0]])} in {{B}}; in {{A}} it goes from {figure(series.a[both[0]])} to"
             f" {figure(series.a[both[-1]])}",
-            "in {B} call scheduler.step() after each optimizer.step(), on a scheduler built for this optimizer",
-            (f"one value at all {count_words(len(both), 'step')} of {{B}}; {seen}",),
+            f"in {{B}} {fix}",
+            tuple(evidence),
+            steps=(self.start, self.last),
+        )
+
+    def _loaded(self) -> Hint | None:
+        return loaded(self.case, self.start) if self.pair == self.case.pair else None
+
+    def _stuck(self) -> Cause | None:
+        """Groups whose lr stays, beside others whose lr moves as in A."""
+        if not all(_moves(other.b[other.both]) for other in self.table if not len(other.unequal)):
+            return None
+        series = self.changed[0]
+        s, groups = int(series.unequal[0]), [str(series.groups[1]) for series in self.changed]
+        which = f"group{'s' if len(groups) > 1 else ''} {', '.join(groups)}"
+        return Cause(
+            "lr-frozen",
+            f"lr of {which} stays {figure(series.b[s])} in {{B}}, where {{A}} has {figure(series.a[s])} from step {s}"
+            " on; lr of the other groups moves alike in both",
+            f"in {{B}} change lr in every one of param_groups, {which} too",
+            (f"one value at all {count_words(len(series.both), 'step')} of {{B}}",),
             steps=(self.start, self.last),
         )
 
@@ -181,28 +208,37 @@ class _Stories:
         fix += ", and last_epoch"
         if self.tables.told() == "lr-value":
             fix = _OPTIONS
+        evidence = [f"lr of {{B}} at step t is {{A}}'s at step t {'+' if fit.factor > 0 else '-'} {k}: {_met(fit)}"]
+        hint = None
+        if self.pair == self.case.pair:
+            hint = more_often(self.case, fit.since) if fit.since else around_step(self.case) if k == 1 else None
+        if hint is not None:
+            evidence.append(hint.evidence)
+            fix = hint.fix
         return Cause(
             "lr-shift",
             f"the lr schedule of {{B}} is the one of {{A}}, {count_words(k, 'step')} {when}{since}",
             f"{fix}   (checked: makes lr equal at all {count_words(fit.compared, 'place')} compared)",
-            (f"lr of {{B}} at step t is {{A}}'s at step t {'+' if fit.factor > 0 else '-'} {k}: {_met(fit)}",),
+            tuple(evidence),
             steps=(self.start, self.last),
         )
 
     def _value(self) -> Cause:
-        lines, fixes = [], []
+        lines, fixes, constant = [], [], True
         for series in self.changed[:3]:
             s = int(series.unequal[0])
             a, b = float(series.a[s]), float(series.b[s])
             with np.errstate(all="ignore"):
                 ratio = series.b[series.unequal] / series.a[series.unequal]
-            one = bool(np.isfinite(ratio).all() and np.ptp(ratio) <= 1e-9 * np.abs(ratio).max())
+            one = bool(np.isfinite(ratio).all() and ratio[0] and np.ptp(ratio) <= 1e-9 * np.abs(ratio).max())
             group = f" of group {series.groups[0]}" if len(self.table) > 1 else ""
             times = f" ({factor_words(float(ratio[0])).removesuffix(' of')} of it)" if one else ""
             at = "" if s <= max(self.first_a, self.first_b) else f" at step {s}"
             lines.append(f"lr{group} is {b!r} in {{B}}, {a!r} in {{A}}{at}{times.replace(' times of it', ' times')}")
-            constant = len(np.unique(series.a[series.both])) == 1
-            fixes.append(f"set lr={a!r}{group}" if constant else "")
+            constant &= not _moves(series.a[series.both])
+            rest = series.a[series.both[series.both >= s]]
+            since = f" from step {s} on" if at else ""
+            fixes.append("" if _moves(rest) else f"set lr={a!r}{group}{since}")
         n = sum(len(series.unequal) for series in self.changed)
         evidence = [f"differs at {count_words(n, 'place')} of the table; no shift, stretch or restart of it fits"]
         evidence += self._other_group()
@@ -210,13 +246,17 @@ class _Stories:
         if self._rounded():
             evidence.append("one is the other rounded to float32, as an lr in a Tensor is")
             fix = "give both lr in a Tensor, of dtype float64 to lose nothing, or neither"
-        elif all(fixes) and any(len(np.unique(series.b[series.both])) > 1 for series in self.changed):
+        elif constant and any(_moves(series.b[series.both]) for series in self.changed):
             stays = _lr(self.changed[0].a)
             fix = f"leave out what moves lr in {{B}}, or move it in {{A}} alike: in {{A}} it stays {stays}"
         elif all(fixes):
             fix = f"in {{B}} {' and '.join(fixes)}"
         else:
             fix = "give the schedule of {B} the base lr and the options that it has in {A}"
+        hint = self._loaded()
+        if hint is not None:
+            evidence.append(hint.evidence)
+            fix += f": {hint.fix}" if all(fixes) else f"; {hint.fix}"
         return Cause("lr-value", "; ".join(lines), fix, tuple(evidence), steps=(self.start, self.last))
 
     def _rounded(self) -> bool:
@@ -243,6 +283,9 @@ class _Stories:
         for series in self.changed:
             s = int(series.unequal[0])
             for other in self.table:
+                apart = series.a[series.both] / other.a[series.both]
+                if len(apart) and not same(apart, apart[:1]).all():
+                    continue  # its lr in A is no multiple of the other's
                 if other is not series and not same(other.a[s], series.a[s]) and same(other.b[s], series.b[s]):
                     factor = figure(float(series.a[s] / other.a[s]))
                     yield (
@@ -252,7 +295,12 @@ class _Stories:
                     return
 
 
-def _lr(course: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
+def _moves(course: Floats) -> bool:
+    """Whether an lr has several values."""
+    return len(np.unique(course)) > 1
+
+
+def _lr(course: Floats) -> str:
     return figure(float(course[np.isfinite(course)][0]))
 
 

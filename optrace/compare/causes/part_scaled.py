@@ -8,7 +8,7 @@ import numpy as np
 
 from optrace.compare.causes.case import Case, Row, factor_words, few
 from optrace.compare.causes.cause import Cause
-from optrace.compare.causes.gradient_rows import Floats, Gradients, common_factor, gradients_at
+from optrace.compare.causes.gradient_rows import Floats, Gradients, common_factor, last_gradients
 from optrace.compare.words import count_words
 
 
@@ -41,12 +41,10 @@ def scaled_in_part(case: Case, step: int, found: Gradients) -> Cause | None:
 
 def stepped_again(case: Case, step: int, found: Gradients) -> Cause | None:
     """Whether a side steps again with the gradients of its last step, without a backward between."""
-    earlier = [s for s in case.steps if s < step]
-    if not earlier:
+    last = last_gradients(case, step, found)
+    if last is None:
         return None
-    past = gradients_at(case, earlier[-1])
-    if past.names != found.names:
-        return None
+    before, past = last
     for side, name in ((1, "{B}"), (0, "{A}")):
         own, theirs = ((found.a, found.b)[s] for s in (side, 1 - side))
         old = (past.a, past.b)[side]
@@ -58,7 +56,7 @@ def stepped_again(case: Case, step: int, found: Gradients) -> Cause | None:
         fix = "call optimizer.step() once a backward pass, in the loop or in a callback, not in both"
         return Cause(
             "grad-upstream",
-            f"{name} makes step {step} with the gradients of step {earlier[-1]} again: no backward pass lies between",
+            f"{name} makes step {step} with the gradients of step {before} again: no backward pass lies between",
             f"in {{B}} {fix}" if side else f"{fix}, in both",
             (f"all {count_words(len(own), 'gradient')} of step {step} equal those of the step before to the bit",),
             steps=(step, max(case.steps)),

@@ -86,10 +86,16 @@ def _reset(case: Case, step: int, when: str, a: State, b: State, differing: Sequ
         how = "does not exist" if missing == len(lost) else "is all zeros"
         evidence = [f"{', '.join(keys)} of {which} {how} in {side}, and is there in {there}"]
         evidence += _where_lost(case, 0 if side == "{A}" else 1)
+        fix, has = RELOAD, f"which {there} has"
+        if side == "{A}":
+            fix = "reset the state at the same place in both, or keep it in both"
+            if when.startswith("comes"):
+                has = "which {B} goes on with"
+                fix = f"in {{B}} reset the optimizer's state before step {step} as {{A}} does, or keep it in both"
         return Cause(
             "state-reset",
-            f"{side} {when} without {_listed(keys)} of {which}, which {there} has",
-            RELOAD.replace("{B}", side),
+            f"{side} {when} without {_listed(keys)} of {which}, {has}",
+            fix,
             tuple(evidence),
             steps=(step, step),
             params=tuple(_names(case, cells)) if which != "all parameters" else (),
