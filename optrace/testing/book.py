@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,10 @@ def settle(baseline: Baseline, mode: str | None, book: Book, folder: Path, comma
     book.used.add(str(baseline.path))
     if not baseline.exists():
         if mode is None:
-            return f"there is no baseline {baseline.path}; make it with\n\n    {command} --optrace-regen=new\n"
+            return (
+                f"there is no baseline {short(baseline.path)}; make it on your machine and commit it:\n\n"
+                f"    {command} --optrace-regen=new\n"
+            )
         _write(baseline, book)
         return None
     failure = baseline.compare(folder)
@@ -124,11 +128,20 @@ def settle(baseline: Baseline, mode: str | None, book: Book, folder: Path, comma
         return None
     if failure is None:
         return None
-    lines = [f"{baseline.path} is not what happens now", failure]
+    stored = short(baseline.path)
+    lines = [failure, f"stored: {stored}"]  # the first line is what pytest's summary has room for
     if folder.is_dir():
         lines += [f"actual: {folder}   (optrace show {folder} tensors)"]
-        lines += [f"both:   optrace diff {baseline.path} {folder} --details"]
+        lines += [f"both:   optrace diff {stored} {folder} --details"]
     return "\n".join([*lines, f"if it is meant: {command} --optrace-regen=failed"])
+
+
+def short(path: str | Path) -> str:
+    """A path as seen from the working directory."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # another drive
+        return str(path)
 
 
 def _write(baseline: Baseline, book: Book) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from optrace.errors import NothingCovered, OptraceError
-from optrace.testing.book import MODES, Book, folder_of, settle, stem_of
+from optrace.testing.book import MODES, Book, folder_of, settle, short, stem_of
 
 if TYPE_CHECKING:
     from optrace import Trace
@@ -119,7 +119,8 @@ class Baselines:
 
     def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
         self._request, self._folder = request, folder
-        self._names: set[str] = set()
+        self._names: dict[str, str] = {}
+        """File, in lower case as some file systems have it, to the name of the check."""
 
     def check(
         self,
@@ -147,13 +148,15 @@ class Baselines:
         __tracebackhide__ = True
         item = self._request.node
         key = name or ""
-        if key in self._names:
-            pytest.fail(f"two checks of {item.name} have the same name {key!r}; give check(x, name=...)", pytrace=False)
-        self._names.add(key)
+        file = "".join(c if c.isalnum() or c in "_-" else "-" for c in key)
+        other = self._names.get(file.casefold())
+        if other is not None:
+            same = f"the same name {key!r}" if other == key else f"the names {other!r} and {key!r}, which are one file"
+            pytest.fail(f"two checks of {item.name} have {same}; give check(x, name=...)", pytrace=False)
+        self._names[file.casefold()] = key
         mode = item.config.getoption("optrace_regen")
         if mode is not None and _is_xfail(item):
             pytest.fail(f"--optrace-regen={mode} is refused in a test marked xfail; nothing was written", pytrace=False)
-        file = "".join(c if c.isalnum() or c in "_-" else "-" for c in key)
         stem = folder_of(Path(item.path)) / (_stem(item) + (f".{file}" if file else ""))
         try:
             baseline = self._baseline(x, stem, shapes, steps, dtype, eps, free_running)
@@ -251,16 +254,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if book.written or unused:
         terminalreporter.section("optrace baselines", sep="-")
     for path in sorted(book.written):
-        terminalreporter.write_line(f"written  {_short(path)}")
+        terminalreporter.write_line(f"written  {short(path)}")
     for path in unused:
-        terminalreporter.write_line(f"unused   {_short(path)}   (no test looks at it: delete it)")
-
-
-def _short(path: str) -> str:
-    try:
-        return os.path.relpath(path)
-    except ValueError:
-        return path
+        terminalreporter.write_line(f"unused   {short(path)}   (no test looks at it: delete it)")
 
 
 # --- goldens and conformance --------------------------------------------------------------------------------------

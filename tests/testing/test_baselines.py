@@ -14,6 +14,7 @@ def lines(result):
 def test_missing_baseline_fails_names_the_command_and_writes_nothing(project):
     result = project.run()
     result.assert_outcomes(failed=1)
+    assert "there is no baseline optrace_baselines/test_mine/test_sgd.csv; make it on your machine and" in lines(result)
     assert "pytest test_mine.py::test_sgd --optrace-regen=new" in lines(result)
     assert not project.stored.exists()
 
@@ -36,6 +37,8 @@ def test_changed_optimizer_fails_with_the_diffs_report_and_keeps_the_actual_run(
     assert "rule-momentum-form" in text
     assert "fix " in text
     assert "since step 1" in text
+    assert "FAILED test_mine.py::test_sgd - Failed: actual differs from test_sgd" in text  # in pytest's summary
+    assert "none ->" not in text  # the file knows nothing of where it was made
     assert "--optrace-regen=failed" in text
     shown = next(line for line in text.splitlines() if line.startswith("actual: "))
     folder = project.path / "kept"
@@ -251,14 +254,17 @@ def test_order_and_seeds_of_pytest_randomly_change_no_baseline(project):
     assert stored[0] == stored[1]
 
 
-def test_two_checks_of_one_name_are_refused(project):
+def test_two_checks_of_one_file_are_refused(project):
     project.write(
         test_mine="from mine import MySGD\ndef test_sgd(optrace_baseline):\n"
         "    optrace_baseline.check(MySGD)\n    optrace_baseline.check(MySGD)\n"
+        "def test_names(optrace_baseline):\n"
+        "    optrace_baseline.check(MySGD, 'lr/2')\n    optrace_baseline.check(MySGD, 'LR:2')\n"
     )
     result = project.run("--optrace-regen=new")
-    result.assert_outcomes(failed=1)
-    assert "give check(x, name=...)" in lines(result)
+    result.assert_outcomes(failed=2)
+    assert "two checks of test_sgd have the same name ''; give check(x, name=...)" in lines(result)
+    assert "test_names have the names 'lr/2' and 'LR:2', which are one file; give" in lines(result)
 
 
 def test_an_optimizer_that_is_no_factory_is_refused_in_words(project):
