@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from optrace.errors import NothingCovered, OptraceError
+from optrace.errors import NothingCovered, OptraceError, TraceError
 from optrace.testing.book import MODES, Book, folder_of, settle, short, stem_of
 
 if TYPE_CHECKING:
@@ -70,8 +70,11 @@ class Recording:
     @property
     def trace(self) -> Trace:
         """The recorded run; TraceError if nothing stepped."""
+        __tracebackhide__ = True
         import optrace
 
+        if not self.path.exists():
+            raise TraceError(f"no optimizer step was recorded into {self.path}, so there is no trace")
         return optrace.open(self.path)
 
 
@@ -89,6 +92,7 @@ class Recorder:
             TraceError: no optimizer stepped.
             RecordError: a setting makes no sense, or the name is taken.
         """
+        __tracebackhide__ = True
         self._count += 1
         path = self._folder / (name or (f"run{self._count}" if self._count > 1 else "run"))
         if train is None:
@@ -315,7 +319,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         try:
             found = cases_of(Path(metafunc.definition.path).parent, *golden.args, **golden.kwargs)
         except (OptraceError, TypeError) as error:
-            raise pytest.UsageError(f"{metafunc.definition.nodeid}: optrace_golden: {error}") from None
+            raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: optrace_golden: {error}") from None
         metafunc.parametrize("optrace_golden", found, ids=[_case_id(name) for _, name in found], indirect=True)
     conformance = metafunc.definition.get_closest_marker("optrace_conformance")
     if conformance is not None and "optrace_conformance" in metafunc.fixturenames:
@@ -324,7 +328,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         try:
             tests = marked(*conformance.args, **conformance.kwargs)
         except (OptraceError, TypeError) as error:
-            raise pytest.UsageError(f"{metafunc.definition.nodeid}: optrace_conformance: {error}") from None
+            raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: optrace_conformance: {error}") from None
         metafunc.parametrize("optrace_conformance", tests, ids=[id_of(test) for test in tests], indirect=True)
 
 

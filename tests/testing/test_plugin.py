@@ -113,6 +113,56 @@ def test_run_is_recorded_by_a_function_or_a_block_and_compared(project):
     project.run().assert_outcomes(passed=2)
 
 
+def test_a_function_that_never_steps_fails_in_one_sentence_without_our_frames(project):
+    project.write(test_mine="def test_it(optrace_record):\n    optrace_record(lambda: None)\n")
+    text = lines(project.run())
+    assert "TraceError: no optimizer step was recorded into" in text
+    assert "plugin.py" not in text
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("optrace_golden('sdg')", "optrace_golden: there are no goldens of a rule 'sdg'; did you mean sgd or asgd?"),
+        ("optrace_conformance([3])", "optrace_conformance: 3 is no optimizer class; write [Lion,"),
+    ],
+)
+def test_a_mark_that_makes_no_sense_is_one_line_of_the_collection(project, mark, words):
+    fixture = mark.partition("(")[0]
+    project.write(test_mine=f"import pytest\n@pytest.mark.{mark}\ndef test_it({fixture}):\n    pass\n")
+    text = lines(project.run())
+    assert f"test_mine.py::test_it: {words}" in text
+    assert "plugin.py" not in text
+
+
+UNITTEST = """
+import unittest, pytest
+from mine import MySGD
+
+class TestMine(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def fixtures(self, optrace_baseline):
+        self.baseline = optrace_baseline
+
+    def test_sgd(self):
+        self.baseline.check(MySGD)
+
+    def test_lrs(self):
+        for lr in (0.1, 0.2):
+            with self.subTest(lr=lr):
+                self.baseline.check(lambda p: MySGD(p, lr=lr), f"lr={lr}")
+"""
+
+
+def test_unittest_classes_take_the_fixture_through_an_autouse_one(project):
+    project.write(test_mine=UNITTEST)
+    project.run("--optrace-regen=new").assert_outcomes(passed=2)
+    assert len(list(project.stored.iterdir())) == 3
+    project.run().assert_outcomes(passed=2)
+    project.average()
+    assert "since step 1" in lines(project.run("-k", "test_sgd"))
+
+
 def test_baseline_of_a_run_fails_for_another_lr_and_another_rule_but_not_for_another_implementation(project):
     project.write(
         training=TRAINING,
