@@ -16,7 +16,8 @@ OTHERS = {
     "--check",  # scripts/make_goldens
     "--quick", "--json", "--markdown", "--only",  # scripts/bench
     "--optrace-regen", "--import-mode",  # pytest
-    "--standalone", "--nproc-per-node",  # torchrun
+    "--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--max-restarts", "--master-addr", "--master-port",
+    "--rdzv-id", "--rdzv-backend", "--rdzv-endpoint",  # torchrun
     "--save", "--resume",  # docs/examples/train.py
 }  # fmt: skip
 
