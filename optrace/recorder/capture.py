@@ -216,13 +216,34 @@ class Capture:
         if steady is None or running is None:
             return False
         found = steady.before(optimizer, torch.get_num_threads())
-        if found == DIFFERENT or steady.idle:
+        if found == DIFFERENT or (found == OPTIONS and not self.other_options(optimizer)) or steady.idle:
             self._no_longer()
             return False
-        if found == OPTIONS:
-            running.set_options([hyper.scalars_of_group(group) for group in optimizer.param_groups])
         self._running = running
         return True
+
+    def other_options(self, optimizer: Any) -> bool:
+        """Take over the floats that a look has found changed; False where every lr is 0 now: the step may be none."""
+        steady, running = self._steady, self._as_ever
+        if steady is None or running is None or steady.is_idle():
+            return False
+        running.set_options([hyper.scalars_of_group(group) for group in optimizer.param_groups])
+        return True
+
+    def known_parts(self) -> tuple[Steady, _Running, Finished] | None:
+        """What the kernel needs to record a step like the last, if that was one; None: it cannot."""
+        steady, running, same = self._steady, self._as_ever, self._same
+        if steady is None or running is None or same is None or steady.sampled or steady.idle:
+            return None
+        return None if self._no_samples and same.tensors is not None else (steady, running, same)
+
+    def known_again(self, running: _Running) -> Finished:
+        """A step whose numbers have been measured into the rows of the one before."""
+        same = self._same
+        if same is None or same.groups is not running.groups or self._no_samples:
+            assert self._after is not None
+            same = self._same = Finished(running.groups, self._tensors(self._after, running.extra))
+        return same
 
     def _no_longer(self) -> None:
         """Look for everything again, now that something has changed; what changes often is tried the later again."""
@@ -269,10 +290,7 @@ class Capture:
             raise RuntimeError("a step ended that had not begun")
         if running.steady and self._steady is not None and self._after is not None:
             if self._steady.after(optimizer, torch.get_num_threads()):
-                same = self._same
-                if same is None or same.groups is not running.groups or self._no_samples:
-                    same = self._same = Finished(running.groups, self._tensors(self._after, running.extra))
-                return same
+                return self.known_again(running)
         if self._steady is not None:
             self._no_longer()
         running = self._found_again(optimizer, running)

@@ -104,6 +104,11 @@ class StepContext:
         self.after_backward: Callable[[Any, int], None] | None = None
         """Called with each optimizer whose gradients a backward has changed, and how many that makes since its step."""
 
+    @property
+    def past_first(self) -> set[int]:
+        """Optimizers (by id) whose first steps are over; always the same set."""
+        return self._past_first
+
     def plain_parts(self) -> tuple[Any, ...]:
         """What the kernel notes plain calls in (see plain_calls.py): always the same objects."""
         known = self._tracks, self._thread_of, self._threads, self._gone, self._running

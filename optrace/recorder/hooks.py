@@ -10,9 +10,9 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch.optim import optimizer as _torchs
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from optrace.recorder.plain_steps import AFTER, BEFORE, PlainSteps
 from optrace.recorder.uncompiled import leave_uncompiled
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +37,9 @@ class Watcher(Protocol):
 
     def step_raised(self, optimizer: Any) -> None:
         """The step that was begun last never came to its end."""
+
+    def known_step(self, optimizer: Any) -> tuple[Any, ...] | None:
+        """What the kernel needs to record the next step (see plain_steps.py); None where it cannot."""
 
 
 def _invisible(hook: F) -> F:
@@ -72,6 +75,7 @@ class StepHooks:
         self._open: dict[int, _Open] = {}
         self._over: dict[int, _Open] = {}
         """The last step of each optimizer: as long as it lives, its next one is told by the same object."""
+        self._plain = PlainSteps(self._open, self._over)
         self._handles: list[Any] = []
 
     def install(self) -> None:
@@ -93,6 +97,7 @@ class StepHooks:
                 self._clean(optimizer)
         self._open.clear()
         self._over.clear()
+        self._plain.clear()
 
     def settle(self) -> None:
         """Tell of every begun step that cannot be running any more: an exception ended it."""
@@ -110,6 +115,8 @@ class StepHooks:
     @_invisible
     def _enter(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replaced:
         """First of the pre-hooks: puts ours behind the optimizer's own, where it has any."""
+        if self._plain.before(optimizer, args, kwargs):
+            return None
         step = self._open.get(id(optimizer))
         if step is not None:
             if step.optimizer() is optimizer and step.thread != _thread():
@@ -118,13 +125,14 @@ class StepHooks:
                 step.depth += 1
                 return None
             self._drop(id(optimizer), step)
+        self._plain.forget(optimizer)
         key, step = id(optimizer), self._over.get(id(optimizer))
         if step is None or step.optimizer() is not optimizer or step.thread != _thread():
-            step = self._over[key] = _Open(optimizer, _thread(), lambda _: self._over.pop(key, None))
+            step = self._over[key] = _Open(optimizer, _thread(), lambda _: self._gone(key))
         self._open[key] = step
         step.depth = 1
         before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
-        step.alone = step.measured = not before and not after and len(_BEFORE) == len(_AFTER) == 1
+        step.alone = step.measured = not before and not after and len(BEFORE) == len(AFTER) == 1
         if step.alone:
             return self._watcher.before_step(optimizer, args, kwargs)
         before[KEY] = self._begin
@@ -155,6 +163,8 @@ class StepHooks:
     @_invisible
     def _leave(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Last of the post-hooks: takes ours away again."""
+        if self._plain.after(optimizer):
+            return
         step = self._open.get(id(optimizer))
         if step is None or step.thread != _thread():
             return
@@ -164,10 +174,18 @@ class StepHooks:
         if step.alone:
             self._open.pop(id(optimizer), None)
             self._watcher.after_step(optimizer)
+            known = self._watcher.known_step(optimizer)
+            if known is not None:
+                step.depth = 1  # as the kernel expects of a step that is about to begin
+                self._plain.expect(optimizer, known)
         else:
             del self._open[id(optimizer)]
             optimizer._optimizer_step_pre_hooks.pop(KEY, None)
             optimizer._optimizer_step_post_hooks.pop(KEY, None)
+
+    def _gone(self, key: int) -> None:
+        self._over.pop(key, None)
+        self._plain.gone(key)
 
     def _forget(self, optimizer: Any) -> None:
         self._open.pop(id(optimizer), None)
@@ -197,6 +215,4 @@ def _is_first_argument(optimizer: Any, frame: FrameType) -> bool:
     return variables.get("self") is optimizer or (isinstance(args, tuple) and len(args) > 0 and args[0] is optimizer)
 
 
-_BEFORE: dict[int, Any] = _torchs._global_optimizer_pre_hooks
-_AFTER: dict[int, Any] = _torchs._global_optimizer_post_hooks
 _OPTIMIZER_FILE = torch.optim.Optimizer.profile_hook_step.__code__.co_filename

@@ -422,6 +422,24 @@ class Session:
             self._steps.stand_in(optimizer)
         self.plain = plain_parts(self, self._steps.by_id, self._waiting, self._lock)
 
+    def standing_order(self, optimizer: int) -> tuple[Any, Any]:
+        """How the next step of an optimizer is written if it is laid out as the last, and where that is looked up."""
+        orders = self._rank.orders
+        return orders.get(optimizer), orders
+
+    def plain_writing(self) -> tuple[Any, ...]:
+        """What the kernel needs to write a step (see plain_steps.py)."""
+        return self._rank, self._rank.segment_bytes, self._waiting, self._waiting.strangers
+
+    def written_in_part(self, error: Exception) -> None:
+        """A step that the kernel wrote failed amid it: take it back and stop."""
+        self._waiting.events.clear()
+        try:
+            self._rank.take_back()
+        except Exception as second:
+            error = second
+        self.fail(error)
+
     def write_step(
         self, track: Track | ToldOptimizer, optimizer: Any, finished: Finished, taken: dict[str, Any]
     ) -> None:

@@ -53,8 +53,9 @@ class Steady:
         groups = tuple(zip(params, options, strict=True))
         self._known = groups, state, (torch.Tensor, torch.nn.Parameter, torch.strided, _EXCHANGE)
         """The kernel takes floats that have changed over into the lists of options."""
-        self.idle = self._is_idle()
+        self.idle = False
         """Whether there is an lr and every lr is 0."""
+        self.is_idle()
 
     @classmethod
     def of(
@@ -89,22 +90,30 @@ class Steady:
         state = _state(optimizer.state, recorded) if with_state else ...
         return None if state is None else cls(*plans, groups, options, state)
 
+    @property
+    def plain_parts(self) -> tuple[Any, ...]:
+        """What the kernel looks at, and the plans before and after the rule."""
+        return self._known, self._before, self._after
+
+    @property
+    def sampled(self) -> bool:
+        """Whether updates of some parameters come from samples, which the kernel alone does not measure."""
+        return bool(self._plan_after.sampled)
+
     def before(self, optimizer: Any, threads: int) -> int:
         """Measure before the rule if all is as it was: DIFFERENT if not, or if values were edited since the last step.
 
-        After OPTIONS the new ones are known.
+        After OPTIONS the new ones are known; ask `is_idle` then.
         """
         groups, state = optimizer.param_groups, optimizer.state
-        found: int = kernel.before_again(self._known, groups, state, threads, *self._before)
-        if found == OPTIONS:
-            self.idle = self._is_idle()
+        found: int = kernel.before_again(self._known, groups, state, threads, self._before)
         return found
 
     def after(self, optimizer: Any, threads: int) -> bool:
         """Measure after the rule if it has left all where it was, and the options as they were; whether it has."""
-        if not kernel.after_again(self._known, optimizer.param_groups, optimizer.state, threads, *self._after):
+        if not kernel.after_again(self._known, optimizer.param_groups, optimizer.state, threads, self._after):
             return False
-        if self._plan_after.sampled:
+        if self.sampled:
             self._plan_after.add_sampled(self._plan.param_rows)
         self.steps += 1
         return True
@@ -113,8 +122,10 @@ class Steady:
         """Fingerprints in the last rows: of parameters, then of state."""
         return self._plan_after.words()
 
-    def _is_idle(self) -> bool:
-        return bool(self._rates) and not any([pairs[place] for pairs, place in self._rates])
+    def is_idle(self) -> bool:
+        """Look at the lr anew: whether there is one and every lr is 0."""
+        self.idle = bool(self._rates) and not any([pairs[place] for pairs, place in self._rates])
+        return self.idle
 
 
 def _gradient(grads: Located | None, index: int) -> Any:

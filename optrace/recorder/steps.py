@@ -21,6 +21,7 @@ from optrace.recorder.memory import Budget
 from optrace.recorder.micro import MOST, MicroGradients, micro_gradients
 from optrace.recorder.names import ParamNames
 from optrace.recorder.parts import PartsCapture
+from optrace.recorder.plain_steps import known_step
 from optrace.recorder.selection import is_recorded
 from optrace.recorder.step_kinds import Kind, first_param, held_twice, initialises_state, params_of
 from optrace.recorder.tensors import is_within_reach
@@ -74,6 +75,7 @@ class Steps:
         """The optimizers seen, by id."""
         self._stopping = threading.Lock()
         self._every_step = self._settings.every == 1 and self._settings.steps is None
+        self._plain = self._every_step and self._settings.stop_after is None and not self._settings.micro
         self.stopped = False
         """Whether `stop_after` has ended the recording."""
 
@@ -143,10 +145,22 @@ class Steps:
         track.ended = now
         if session.active:
             if not session.price.told and track.index == 0 and track.kind is Kind.RECORDED:
-                on_device = track.capture is not None and track.capture.slots is not None
-                track.ended = now + session.tell_price(now, on_device)
+                self.tell_price(track)
             if self._settings.stop_after is not None:
                 self._stop_if_done(track)
+
+    def tell_price(self, track: Track) -> None:
+        """Say what recording costs, if it can be told after the step that has just ended."""
+        if track.ended is not None and track.index == 0:
+            on_device = track.capture is not None and track.capture.slots is not None
+            track.ended += self._session.tell_price(track.ended, on_device)
+
+    def known_step(self, optimizer: Any) -> tuple[Any, ...] | None:
+        """What the kernel needs to record the next step of an optimizer that has just made one; None: it cannot."""
+        track = self.by_id.get(id(optimizer))
+        if track is None or not track.known_at_once or not self._plain:
+            return None
+        return known_step(self, self._session, track, optimizer)
 
     def step_raised(self, optimizer: Any) -> None:
         """An exception ended the last step: an event, no number."""

@@ -282,6 +282,7 @@ static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_
 }
 
 #include "_kernel_again.h"
+#include "_kernel_steps.h"
 
 /* Names the instruction set in use, or takes another one that this processor has: the tests compare them. */
 static PyObject *instructions(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
@@ -319,9 +320,9 @@ static PyMethodDef METHODS[] = {
     {"instructions", (PyCFunction)(void (*)(void))instructions, METH_FASTCALL,
      "instructions([name]): choose the instruction set, the best one without a name; return its name"},
     {"before_again", (PyCFunction)(void (*)(void))before_again, METH_FASTCALL,
-     "before_again(known, groups, state, threads, jobs, rows, first, count, after, first_after): see steady.py"},
+     "before_again(known, groups, state, threads, plans): see steady.py"},
     {"after_again", (PyCFunction)(void (*)(void))after_again, METH_FASTCALL,
-     "after_again(known, groups, state, threads, jobs, rows, before, count): see steady.py"},
+     "after_again(known, groups, state, threads, plans): see steady.py"},
     {"fill_tensors", (PyCFunction)(void (*)(void))fill_tensors, METH_FASTCALL,
      "fill_tensors(message, places, step, rows): see batches.py"},
     {"fill_groups", (PyCFunction)(void (*)(void))fill_groups, METH_FASTCALL,
@@ -337,6 +338,8 @@ static PyMethodDef METHODS[] = {
      "append_message(place, window, message): see stream.py"},
     {"observers", (PyCFunction)(void (*)(void))observers, METH_FASTCALL,
      "observers(kind, listeners, calls, slow_begin, slow_end): see recorder/plain_calls.py"},
+    {"plain_steps", (PyCFunction)(void (*)(void))plain_steps, METH_FASTCALL,
+     "plain_steps(known, open, over, before, after, clock, threads, modes): see recorder/plain_steps.py"},
     {"living", living, METH_O, "living(classes): see recorder/living.py"},
     {"sample_moments", (PyCFunction)(void (*)(void))sample_moments, METH_FASTCALL,
      "sample_moments(samples, places, flags, out): see compare/samples.py"},
@@ -357,7 +360,7 @@ static int execute(PyObject *module)
         return PyErr_NoMemory(), -1;
     PyObject *name = instructions(module, NULL, 0);
     Py_XDECREF(name);
-    return name && intern_words() == 0 && intern_order() == 0 ? intern_observed() : -1;
+    return name && intern_words() == 0 && intern_order() == 0 && intern_steps() == 0 ? intern_observed() : -1;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

@@ -40,48 +40,71 @@ static int copy_rows(PyObject *to, PyObject *from, Py_ssize_t count)
 }
 
 /* What a look finds; where it is not "different", it has been measured, and values have not changed since the rows
- * `after` were. */
+ * `after` were. `plans`: jobs, rows, first, count, after, first_after. -1 with an error set. */
+static int measure_before(PyObject *known, PyObject *groups, PyObject *state, long threads, PyObject *plans)
+{
+    if (!PyTuple_CheckExact(plans) || PyTuple_Size(plans) != 6) {
+        PyErr_SetString(PyExc_TypeError, "the plans before the rule are (jobs, rows, first, count, after, first_after)");
+        return -1;
+    }
+    PyObject *jobs = PyTuple_GetItem(plans, 0), *rows = PyTuple_GetItem(plans, 1);
+    const Py_ssize_t first = PyLong_AsSsize_t(PyTuple_GetItem(plans, 2));
+    const Py_ssize_t count = PyLong_AsSsize_t(PyTuple_GetItem(plans, 3));
+    const Py_ssize_t first_after = PyLong_AsSsize_t(PyTuple_GetItem(plans, 5));
+    if (PyErr_Occurred())
+        return -1;
+    const int found = look_at(known, groups, state, jobs);
+    if (found <= 0)
+        return found;
+    if (measure_arrays(jobs, rows, threads) < 0)
+        return -1;
+    const int same = same_fingerprints(rows, first, PyTuple_GetItem(plans, 4), first_after, count);
+    return PyErr_Occurred() ? -1 : same ? found : 0;
+}
+
+/* Whether all is the same after the rule; then it is measured, and the rows of the gradients come from before it.
+ * `plans`: jobs, rows, before, count. -1 with an error set. */
+static int measure_after(PyObject *known, PyObject *groups, PyObject *state, long threads, PyObject *plans)
+{
+    if (!PyTuple_CheckExact(plans) || PyTuple_Size(plans) != 4) {
+        PyErr_SetString(PyExc_TypeError, "the plans after the rule are (jobs, rows, before, count)");
+        return -1;
+    }
+    PyObject *rows = PyTuple_GetItem(plans, 1);
+    const Py_ssize_t count = PyLong_AsSsize_t(PyTuple_GetItem(plans, 3));
+    if (PyErr_Occurred())
+        return -1;
+    const int found = look_at(known, groups, state, Py_None);
+    if (found != 2)
+        return found < 0 ? -1 : 0;
+    return measure_arrays(PyTuple_GetItem(plans, 0), rows, threads) < 0 ||
+                   copy_rows(rows, PyTuple_GetItem(plans, 2), count) < 0
+               ? -1
+               : 1;
+}
+
 static PyObject *before_again(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     (void)module;
-    if (n != 10) {
-        PyErr_SetString(PyExc_TypeError, "before_again(known, groups, state, threads, jobs, rows, ...)");
+    if (n != 5) {
+        PyErr_SetString(PyExc_TypeError, "before_again(known, groups, state, threads, plans)");
         return NULL;
     }
     const long threads = PyLong_AsLong(arguments[3]);
-    const Py_ssize_t first = PyLong_AsSsize_t(arguments[6]), count = PyLong_AsSsize_t(arguments[7]);
-    const Py_ssize_t first_after = PyLong_AsSsize_t(arguments[9]);
-    if (PyErr_Occurred())
-        return NULL;
-    int found = look_at(arguments[0], arguments[1], arguments[2], arguments[4]);
-    if (found > 0) {
-        if (measure_arrays(arguments[4], arguments[5], threads) < 0)
-            return NULL;
-        if (!same_fingerprints(arguments[5], first, arguments[8], first_after, count))
-            found = 0;
-    }
-    if (found < 0 || PyErr_Occurred())
-        return NULL;
-    return PyLong_FromLong(found);
+    const int found =
+        PyErr_Occurred() ? -1 : measure_before(arguments[0], arguments[1], arguments[2], threads, arguments[4]);
+    return found < 0 ? NULL : PyLong_FromLong(found);
 }
 
-/* Whether all is the same after the rule; then it is measured, and the rows of the gradients come from before it. */
 static PyObject *after_again(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     (void)module;
-    if (n != 8) {
-        PyErr_SetString(PyExc_TypeError, "after_again(known, groups, state, threads, jobs, rows, before, count)");
+    if (n != 5) {
+        PyErr_SetString(PyExc_TypeError, "after_again(known, groups, state, threads, plans)");
         return NULL;
     }
     const long threads = PyLong_AsLong(arguments[3]);
-    const Py_ssize_t count = PyLong_AsSsize_t(arguments[7]);
-    if (PyErr_Occurred())
-        return NULL;
-    const int found = look_at(arguments[0], arguments[1], arguments[2], Py_None);
-    if (found < 0)
-        return NULL;
-    if (found == 2 && (measure_arrays(arguments[4], arguments[5], threads) < 0 ||
-                       copy_rows(arguments[5], arguments[6], count) < 0))
-        return NULL;
-    return Py_NewRef(found == 2 ? Py_True : Py_False);
+    const int same =
+        PyErr_Occurred() ? -1 : measure_after(arguments[0], arguments[1], arguments[2], threads, arguments[4]);
+    return same < 0 ? NULL : Py_NewRef(same ? Py_True : Py_False);
 }

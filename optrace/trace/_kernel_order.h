@@ -166,8 +166,10 @@ static int write_batches(const Batch *batches)
     return problem;
 }
 
-/* What a step that has been written leaves to do: 2: a segment has grown beyond the limit; 4 << table: the next batch
- * of a table had better find a (new) window. */
+/* What a step that has been written leaves to do: a segment has grown beyond the limit; shifted by a table's number: its
+ * next batch had better find a (new) window. */
+enum { WRITE_FULL = 2, WRITE_AHEAD = 4 };
+
 static long count_in(const Batch *batches, int64_t limit)
 {
     long to_do = 0;
@@ -178,12 +180,12 @@ static long count_in(const Batch *batches, int64_t limit)
         Segment *segment = batch->segment;
         segment->size += batch->message.len;
         if (segment->size > limit)
-            to_do |= 2;
+            to_do |= WRITE_FULL;
         if (batch->window) {
-            to_do |= has_room(batch->window, segment->size, batch->message.len) ? 0 : 4L << table;
+            to_do |= has_room(batch->window, segment->size, batch->message.len) ? 0 : (long)WRITE_AHEAD << table;
         } else {
             const int64_t now = milliseconds();
-            to_do |= now - segment->last <= QUICK && batch->message.len <= SMALL_BATCH ? 4L << table : 0;
+            to_do |= now - segment->last <= QUICK && batch->message.len <= SMALL_BATCH ? (long)WRITE_AHEAD << table : 0;
             segment->last = now;
         }
     }
@@ -210,31 +212,38 @@ static int fill_order(PyObject *order, Batch *batches, int64_t step, int32_t opt
     return 1;
 }
 
-/* 0: the step does not fit, and nothing of it is written; else 1 and what is left to do. OSError: some was written. */
-static PyObject *write_order(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+/* 0: the step does not fit, and nothing of it is written; else 1 and what is left to do. -1 with OSError set: some of it
+ * was written. */
+static long fill_and_write(PyObject *order, long long step, long long optimizer, PyObject *values, PyObject *events,
+                           long long limit)
 {
     Batch batches[TABLES] = {{{0}, {0}, NULL, NULL, NULL}};
     int problem = 0;
-    (void)module;
-    if (n != 6 || !PyTuple_CheckExact(arguments[0]) || PyTuple_Size(arguments[0]) != TABLES) {
-        PyErr_SetString(PyExc_TypeError, "write_order(order, step, optimizer, values, events, limit)");
-        return NULL;
-    }
-    const long long step = PyLong_AsLongLong(arguments[1]), optimizer = PyLong_AsLongLong(arguments[2]);
-    const long long limit = PyLong_AsLongLong(arguments[5]);
     if (PyErr_Occurred())
-        return NULL;
+        return -1;
     long done = (int32_t)optimizer == optimizer &&
-                fill_order(arguments[0], batches, step, (int32_t)optimizer, arguments[3], arguments[4]);
+                fill_order(order, batches, step, (int32_t)optimizer, values, events);
     if (done && !(problem = write_batches(batches)))
         done |= count_in(batches, limit);
     for (int table = 0; table < TABLES; table++)
         leave_batch(&batches[table]);
     if (problem) {
         errno = problem;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
     }
-    if (PyErr_Occurred())
-        PyErr_Clear(); /* what does not fit is taken apart in Python, which tells what it is */
-    return PyLong_FromLong(done);
+    PyErr_Clear(); /* what does not fit is taken apart in Python, which tells what it is */
+    return done;
+}
+
+static PyObject *write_order(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    (void)module;
+    if (n != 6 || !PyTuple_CheckExact(arguments[0]) || PyTuple_Size(arguments[0]) != TABLES) {
+        PyErr_SetString(PyExc_TypeError, "write_order(order, step, optimizer, values, events, limit)");
+        return NULL;
+    }
+    const long done = fill_and_write(arguments[0], PyLong_AsLongLong(arguments[1]), PyLong_AsLongLong(arguments[2]),
+                                     arguments[3], arguments[4], PyLong_AsLongLong(arguments[5]));
+    return done < 0 ? NULL : PyLong_FromLong(done);
 }

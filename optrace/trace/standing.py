@@ -41,7 +41,8 @@ class StandingOrder:
         self._groups = groups
         self._tensors = tensors
         self._batches = batches
-        self._order = tuple([None if part is None else (stream, *part) for stream, part in parts])
+        self.parts = tuple([None if part is None else (stream, *part) for stream, part in parts])
+        """For the kernel; one a table, in order."""
 
     def write(
         self, step: int, groups: Any, tensors: Any, values: Mapping[str, Any], events: list[Any], limit: int
@@ -56,16 +57,25 @@ class StandingOrder:
                 return 0
         elif tensors[1] is not rows or tensors[0] is not layout or tensors[2] is not present:
             return 0
-        if groups is not self._groups:
-            if self._order[0] is None or not self._batches.refill(self._optimizer, groups):
-                return 0
-            self._groups = groups
-        done: int = _write_order(self._order, step, self._optimizer, values, events, limit)
+        if groups is not self._groups and not self.regroup(groups):
+            return 0
+        done: int = _write_order(self.parts, step, self._optimizer, values, events, limit)
         if done >= _LOOK_AHEAD:
-            for table, part in enumerate(self._order):
-                if part is not None and done & _LOOK_AHEAD << table:
-                    part[0].look_ahead(len(part[1]))
+            self.look_ahead(done)
         return done
+
+    def regroup(self, groups: Any) -> bool:
+        """Take other options of the groups; False where they are laid out otherwise."""
+        if self.parts[0] is None or not self._batches.refill(self._optimizer, groups):
+            return False
+        self._groups = groups
+        return True
+
+    def look_ahead(self, done: int) -> None:
+        """Find windows for the next batches of the tables that a write has `done` up to the end of theirs."""
+        for table, part in enumerate(self.parts):
+            if part is not None and done & _LOOK_AHEAD << table:
+                part[0].look_ahead(len(part[1]))
 
 
 def can_stand() -> bool:

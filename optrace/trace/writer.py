@@ -101,8 +101,8 @@ class RankWriter:
         self._groups = GroupBatches()
         self._steps = StepBatches()
         self._events = EventBatches()
-        self._orders: dict[int, StandingOrder] = {}
-        """By optimizer; none where the last two steps were not laid out alike."""
+        self.orders: dict[int, StandingOrder] = {}
+        """By optimizer; always the same dict. None where the last two steps were not laid out alike."""
         self._before: dict[int, Any] = {}
         """By optimizer: the rows and options of its last step."""
         self._sealer = Sealer()
@@ -156,7 +156,7 @@ class RankWriter:
             if self._busy:
                 raise TraceError(f"step {step} was finished by a signal handler while another step was being written")
             self._busy = True
-            self._orders.pop(optimizer, None)
+            self.orders.pop(optimizer, None)
             in_groups, in_tensors, in_steps, in_events = self._tables
             marks = [(stream, stream.size) for stream in self._tables]
             try:
@@ -195,13 +195,13 @@ class RankWriter:
         Whether it was: else nothing has been written. Rows are known again by being the same objects.
         """
         with self._lock:
-            order = self._orders.get(optimizer)
+            order = self.orders.get(optimizer)
             if order is None or self._busy or self._closed or os.getpid() != self._pid:
                 return False
             try:
                 done = order.write(step, groups, tensors, steps, events, self.segment_bytes)
             except BaseException:
-                self._take_back([(stream, stream.size) for stream in self._tables])
+                self.take_back()
                 raise
             if done & FULL:
                 self._after_write()
@@ -291,7 +291,7 @@ class RankWriter:
         before = self._before.get(optimizer)
         if before is None and len(self._before) >= _KNOWN:  # those of optimizers that are gone hold memory
             self._before.clear()
-            self._orders.clear()
+            self.orders.clear()
         self._before[optimizer] = known
         if not whole or self.max_bytes is not None or not can_stand():
             return
@@ -307,7 +307,7 @@ class RankWriter:
             return
         pairs = list(zip(self._tables, parts, strict=True))
         if all(part is None or stream.is_open for stream, part in pairs):
-            self._orders[optimizer] = StandingOrder(optimizer, groups, known[1:], self._groups, pairs)
+            self.orders[optimizer] = StandingOrder(optimizer, groups, known[1:], self._groups, pairs)
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
@@ -326,8 +326,13 @@ class RankWriter:
             " record fewer steps or quantities, or raise --max-size"
         )
 
+    def take_back(self) -> None:
+        """Drop what a write that failed has left of a step; OSError when even that fails."""
+        with self._lock:
+            self._take_back([(stream, stream.size) for stream in self._tables])
+
     def _take_back(self, marks: Sequence[tuple[TableStream, int]]) -> None:
-        self._orders.clear()
+        self.orders.clear()
         for stream, size in reversed(marks):
             stream.cut(size)  # also one whose size seems right: an interrupt may have come right after its write
 
@@ -336,7 +341,7 @@ class RankWriter:
         limit = self.segment_bytes
         for stream in self._tables:
             if stream.size > limit:
-                self._orders.clear()
+                self.orders.clear()
                 self._sealer.start(stream.finish())
         if self._late:
             late, self._late = self._late, []
