@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,10 @@ class Job:
     rank: int
     restarted: bool
     """Whether a process of this rank that is found to have been there belongs to the same job."""
+    sure: bool
+    """Whether that is so however the run ended. Else, where a rank ended cleanly, the job's id has come again."""
+    start: str
+    """What the processes of one start have in common, and those that are started again have not."""
     started: float | None
     """When it started, seconds since the epoch, as each of its processes would say; None where they might disagree."""
 
@@ -64,23 +69,31 @@ class Job:
         if rank is None or not (elastic or address != ":" or (in_slurm and tasks > 1)):
             return None
         parts = [f"slurm {environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}"] if in_slurm else []
-        started, restarted = None, was_restarted(environ)
+        started, sure = None, was_restarted(environ)
+        restarted = sure
+        start = [address, environ.get("SLURM_RESTART_COUNT", "")]
         if elastic:
             # One agent a node keeps one folder of logs for its whole life. It tells two jobs of the default id "none"
-            # apart, and when the job began; on several nodes only the id and the address are common knowledge.
+            # apart, and when the job began; on several nodes only the id and the address are common knowledge. A job
+            # that may lose and win nodes has another address each time, and another number of nodes: only its id stays.
             attempt = Path(environ.get("TORCHELASTIC_ERROR_FILE") or "-").parent.parent
-            if _number(environ, "GROUP_WORLD_SIZE") == 1 and attempt.name.startswith("attempt_"):
-                parts.append(f"torchelastic {elastic} {attempt.parent}")
-                restarted = True  # no other job has this id; and a change of members is not counted as a restart
+            alone = _number(environ, "GROUP_WORLD_SIZE") == 1 and attempt.name.startswith("attempt_")
+            if alone:
+                start.append(environ.get("TORCHELASTIC_RESTART_COUNT", ""))  # several nodes may count differently
+            if elastic != "none":
+                parts.append(f"torchelastic {elastic}")
+            else:
+                parts.append(f"torchelastic {elastic} {attempt.parent if alone else address}")
+            if alone and (elastic == "none" or _is_random(elastic)):
+                sure = True  # no other job has this id
                 try:
                     started = (attempt.parent / "attempt_0").stat().st_mtime
                 except OSError:
                     started = None
-            else:
-                parts.append(f"torchelastic {elastic} {address}")
+            restarted = sure or elastic != "none"  # a change of members is not counted as a restart
         elif address != ":":
             parts.append(f"address {address}")
-        return cls(id=", ".join(parts), rank=rank, restarted=restarted, started=started)
+        return cls(", ".join(parts), rank, restarted, sure, " ".join(start), started)
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,10 @@ class Process:
     rank: int
     restarted: bool
     """Whether, where its rank exists already, this is the same rank started again."""
+    sure: bool
+    """Whether that is so even where the run has ended cleanly."""
+    start: str
+    """What the ranks of one start have in common; empty where there is but one."""
     may_lead: bool
     """Whether it may be a rank of the run itself; otherwise its run is a child."""
     may_be_child: bool
@@ -125,16 +142,18 @@ def identify(settings: Settings) -> Process:
         launch = Launch(job.id if job is not None else _THIS_TREE, _THIS_PID, is_python=True, shared=True)
     pid = os.getpid()
     restarted = job.restarted if job is not None else was_restarted(os.environ)
+    again = (restarted, restarted if job is None else job.sure, "" if job is None else job.start)
     group_rank = _process_group_rank()
     if group_rank is not None:
         members = job.id if job is not None else f"{launch.id} group"
-        return Process(launch.id, members, group_rank, restarted, may_lead=True, may_be_child=not launch.shared)
+        return Process(launch.id, members, group_rank, *again, may_lead=True, may_be_child=not launch.shared)
     if job is not None and os.environ.get(MEMBER_VARIABLE, str(pid)) == str(pid):
-        return Process(launch.id, job.id, job.rank, restarted, may_lead=True, may_be_child=not launch.shared)
+        return Process(launch.id, job.id, job.rank, *again, may_lead=True, may_be_child=not launch.shared)
     if pid == launch.pid:
-        return Process(launch.id, launch.id, 0, restarted, may_lead=True, may_be_child=not launch.shared)
+        return Process(launch.id, launch.id, 0, *again, may_lead=True, may_be_child=not launch.shared)
     alone = f"{launch.id} process {pid} {time.time_ns()}"
-    return Process(launch.id, alone, 0, False, may_lead=not launch.is_python and job is None, may_be_child=True)
+    leads = not launch.is_python and job is None
+    return Process(launch.id, alone, 0, False, False, "", may_lead=leads, may_be_child=True)
 
 
 def new_launch(environ: Mapping[str, str], is_python: bool) -> Launch:
@@ -151,6 +170,14 @@ def new_launch(environ: Mapping[str, str], is_python: bool) -> Launch:
 def was_restarted(environ: Mapping[str, str]) -> bool:
     """Whether the job's launcher says that it has started this process again."""
     return any(_number(environ, name) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _is_random(run_id: str) -> bool:
+    """Whether a job's id is one that torchrun makes itself, for one node (`--standalone`)."""
+    try:
+        return str(uuid.UUID(run_id)) == run_id
+    except ValueError:
+        return False
 
 
 def _process_group_rank() -> int | None:

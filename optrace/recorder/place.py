@@ -1,8 +1,9 @@
 """Where the files of a recording go: the run that a process belongs to, and a folder for it.
 
-A run folder is entered once, by the first step of the first process that may, and never overwritten. Two small files
+A run folder is entered once, by the first step of the first process that may, and never overwritten. Small files
 in it say whose it is: `.launch` (one `optrace record`, or one job of several) and `.job` (the processes that are
-ranks of one run). Both are created exclusively, so that any number of processes agree without talking.
+ranks of one run); `.start-0`, `.start-1`, ... tell the starts of a job apart. All are created exclusively, so that any
+number of processes agree without talking.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def check(output: str, force: bool, launch: Launch, environ: Mapping[str, str]) 
         return
     if _read(run / ".launch") == launch.id:
         job = Job.of(environ)
-        restarted = job.restarted if job is not None else was_restarted(environ)
+        restarted = was_restarted(environ) if job is None else job.restarted and (job.sure or not _has_ended(run))
         if restarted or not _rank_folder(run, job.rank if job is not None else 0).exists():
             return
     if not run.is_dir() or any(run.iterdir()):
@@ -105,7 +106,8 @@ def default_output(program: str, environ: Mapping[str, str]) -> str:
     number = 1
     while True:
         folder = os.path.join(RUNS, name if number == 1 else f"{name}-{number}")
-        if job.restarted or not _rank_folder(Path(folder), job.rank).exists():
+        goes_on = job.restarted and (job.sure or not _has_ended(Path(folder)))
+        if goes_on or not _rank_folder(Path(folder), job.rank).exists():
             return folder
         number += 1
 
@@ -163,18 +165,36 @@ def _enter_child(run: Path, process: Process) -> Place:
 
 
 def _make_rank(run: Path, process: Process) -> Path | None:
-    """The folder of a rank, created by this call; None where it exists and the process is no restart."""
+    """The folder of a rank, created by this call; None where it exists and the process is no restart.
+
+    All ranks of one start get the same number, also where there were fewer of them before: `.start-1` says which start
+    is number 1.
+    """
     folder = _rank_folder(run, process.rank)
     number = 0
     while True:
-        candidate = folder if number == 0 else folder.with_name(f"{folder.name}.{number}")
-        try:
-            candidate.mkdir()
-            return candidate
-        except FileExistsError:
-            if not process.restarted or _rank_info(candidate / "rank.json").get("pid") == os.getpid():
-                return None
+        file = run / f".start-{number}"
+        if number and not file.exists() and not (process.restarted and (process.sure or not _has_ended(run))):
+            return None
+        if not process.start or _write_once(file, process.start) == process.start:
+            candidate = folder if number == 0 else folder.with_name(f"{folder.name}.{number}")
+            try:
+                candidate.mkdir()
+                return candidate
+            except FileExistsError:
+                if not process.restarted or _rank_info(candidate / "rank.json").get("pid") == os.getpid():
+                    return None
         number += 1
+
+
+def _has_ended(run: Path) -> bool:
+    """Whether a rank of the last start ended cleanly: the job is over."""
+    starts: dict[int, list[Path]] = {}
+    for folder in run.glob("rank=*"):
+        number = folder.name.partition(".")[2]
+        starts.setdefault(int(number) if number.isdecimal() else 0, []).append(folder)
+    last = starts[max(starts)] if starts else []
+    return any(_rank_info(folder / "rank.json").get("end") == "clean" for folder in last)
 
 
 def _rank_folder(run: Path, rank: int) -> Path:

@@ -142,7 +142,7 @@ class LogicalTrace(Trace):
         """What was dropped, torn or is missing on any rank, and which rank stops where, in words."""
         found = [f"rank {rank}: {problem}" for rank, member in self.members.items() for problem in member.problems]
         found += self.gone
-        again = [rank for rank in self.members if self.restarts(rank) > self._restart]
+        again = sorted({rank for rank, restart in self._ranks if restart > self._restart})
         if again:
             listed = ", ".join(map(str, again[:8])) + (" ..." if len(again) > 8 else "")
             who, was, they = ("ranks", "were", "they") if len(again) > 1 else ("rank", "was", "it")

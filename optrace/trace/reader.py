@@ -81,8 +81,8 @@ class Trace:
         return Trace(self.path, self.info, (number, restart))
 
     def restarts(self, number: int) -> int:
-        """How often a rank was started again into the same run."""
-        return max(0, sum(1 for rank, _ in self._ranks if rank == number) - 1)
+        """The number of the last start of a rank into the same run: 0 where it was never started again."""
+        return max((restart for rank, restart in self._ranks if rank == number), default=0)
 
     def restart(self, number: int) -> Trace:
         """The run as its ranks recorded it after they were started again for the n-th time; TraceError if never."""

@@ -73,7 +73,7 @@ def _facts(source: Source, style: Style) -> Iterator[str]:
         facts.append(("on", ", ".join(machine)))
     facts.append(("ended", _end(source)))
     ranks = list(source.trace.ranks)
-    if len(ranks) > 1:
+    if len(ranks) > 1 and (source.rank is not None or isinstance(source.trace, LogicalTrace)):
         facts.append(
             ("ranks", f"{len(ranks)}, read as one run; one of them alone is {source.spec}@rank={ranks[-1]}")
             if source.rank is None

@@ -138,6 +138,10 @@ def test_a_run_that_was_started_again_reads_as_one_run_each_time(layouts, tmp_pa
     assert again.rank(1).rank_path == run / "rank=00001.1"
     with pytest.raises(optrace.errors.TraceError, match="was not started again 2 times; it was 1 times"):
         optrace.diff(run, f"{run}@restart=2")
+    shutil.copytree(run / "rank=00001", run / "rank=00002.1")  # a rank that the first start had not
+    assert optrace.open(run).problems == ["ranks 0, 1, 2 were started again: run@restart=1 is what they recorded then"]
+    shutil.copytree(run / "rank=00000", run / "rank=00000.2")  # and a start with one rank alone
+    assert "ranks   " not in overview(open_source(f"{run}@restart=2"))
 
 
 def test_gradients_that_are_sums_over_ranks_read_as_their_sum(partial):

@@ -189,6 +189,42 @@ def test_a_job_whose_id_may_come_again_is_refused_unless_its_launcher_counts_a_r
     assert claim(tmp_path, **{**job, "TORCHELASTIC_RESTART_COUNT": "1"})[1] == "rank=00000.1"
 
 
+def elastic(tmp_path, rank, port, nodes, restarts=0, agent="x1"):
+    """A rank of `torchrun --nnodes 1:2 --rdzv-id mine`: each time the ranks meet they do so at another port."""
+    job = torchrun(tmp_path, rank, restarts, agent, nodes, run_id="mine")
+    return {**job, "MASTER_PORT": str(port), "OUTPUT": "run_a"}
+
+
+def test_a_job_that_loses_and_wins_nodes_is_one_run_and_each_start_of_it_has_one_number(tmp_path):
+    first = [claim(tmp_path, **elastic(tmp_path, rank, 4001, 2)) for rank in (0, 1)]
+    assert first == [("run_a", "rank=00000", "0"), ("run_a", "rank=00001", "1")]
+    assert claim(tmp_path, **elastic(tmp_path, 0, 4002, 1, 1)) == ("run_a", "rank=00000.1", "0")
+    # the second node is back, as another agent, which has counted no restart
+    again = [claim(tmp_path, **elastic(tmp_path, rank, 4003, 2, agent=f"y{rank}")) for rank in (1, 0)]
+    assert again == [("run_a", "rank=00001.2", "1"), ("run_a", "rank=00000.2", "0")]
+    together = claim_together(tmp_path, [elastic(tmp_path, rank, 4004, 2) for rank in range(4)])
+    assert sorted(together) == [f"run_a rank=0000{rank}.3 {rank}" for rank in range(4)]
+
+
+def test_the_id_of_a_job_that_has_ended_cleanly_is_another_jobs_when_it_comes_again(tmp_path):
+    for rank in (0, 1):
+        claim(tmp_path, **elastic(tmp_path, rank, 4001, 2))
+    (tmp_path / "run_a" / "rank=00000" / "rank.json").write_text(json.dumps({"pid": 1, "end": "clean"}))
+    outcome, reason = claim(tmp_path, **elastic(tmp_path, 0, 4002, 2))
+    assert outcome == "refused" and "--force" in reason
+    environ = elastic(tmp_path, 0, 4002, 2)
+    with pytest.raises(RecordError, match="--force"):
+        place.check(str(tmp_path / "run_a"), False, identity.new_launch(environ, True), environ)
+    assert claim(tmp_path, **elastic(tmp_path, 0, 4003, 2, restarts=1))[1] == "rank=00000.1"
+
+
+def test_what_record_checks_lets_the_ranks_of_a_smaller_start_pass(tmp_path):
+    for rank in (0, 1):
+        claim(tmp_path, **elastic(tmp_path, rank, 4001, 2))
+    environ = elastic(tmp_path, 0, 4002, 1)
+    place.check(str(tmp_path / "run_a"), False, identity.new_launch(environ, True), environ)
+
+
 def test_a_folder_called_latest_is_left_alone(tmp_path):
     (tmp_path / "optrace-runs" / "latest").mkdir(parents=True)
     run = claim(tmp_path)[0]
