@@ -59,6 +59,9 @@ def _facts(source: Source, style: Style) -> Iterator[str]:
         words = [str(word) for word in command]
         words[0] = Path(words[0]).name
         facts.append(("ran", shlex.join(words)))
+    kept = _asked(info.get("settings"))
+    if kept:
+        facts.append(("with", shlex.join(kept)))
     if info.get("started"):
         facts.append(("when", str(info["started"]).replace("T", " ").replace("+00:00", " UTC")))
     machine = [f"torch {_at(rank, 'torch', 'version')}" if _at(rank, "torch", "version") else ""]
@@ -92,6 +95,26 @@ def _facts(source: Source, style: Style) -> Iterator[str]:
         yield f"  {style.label(f'{label:<7}')} {printable(text)}"
 
 
+def _asked(settings: Any) -> list[str]:
+    """The options that decided what was kept, as they are written on the command line; empty for the defaults."""
+    words: list[str] = []
+    for name, default in (("values", "sample"), ("every", 1), ("steps", None), ("stop_after", None)):
+        value = _at(settings, name)
+        if value not in (None, default):
+            sides = value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", ":".join("" if side is None else str(side) for side in sides)]
+    for pattern in _patterns(settings, "params"):
+        words += ["--params", pattern]
+    quantities = _patterns(settings, "quantities")
+    words += ["--quantities", ",".join(quantities)] if quantities else []
+    return words + (["--micro"] if _at(settings, "micro") is True else [])
+
+
+def _patterns(settings: Any, name: str) -> list[str]:
+    listed = _at(settings, name)
+    return [str(pattern) for pattern in listed] if isinstance(listed, list) else []
+
+
 def _end(source: Source) -> str:
     end = source.trace.rank_info.get("end")
     if end is None:
@@ -117,7 +140,8 @@ def _optimizer(source: Source, index: int, style: Style) -> Iterator[str]:
     for entry in source.trace.rank_info.get("optimizers") or ():
         if _at(entry, "index") == index and _at(entry, "implementation"):
             words[0] += f" ({entry['implementation']})"
-    kept = own[inside]
+    made = range(1, source.trace.last_steps.get(index, 0) + 1) if not len(own) else ()  # a golden has no such table
+    kept = own[inside] if len(own) else [step for step in made if source.covers(step)]
     words.append(count_words(len(kept), "step") + (f" ({kept[0]} to {kept[-1]})" if len(kept) and kept[0] != 1 else ""))
     losses = numbers(steps.column("loss"))[known(steps.column("loss")) & inside]
     if len(losses):
@@ -223,6 +247,8 @@ def _params(source: Source, style: Style) -> Iterator[str]:
     if len(dtypes) == 1 and len(devices) == 1:
         words += f", {dtypes[0]}, {devices[0]}"
     yield style.strong(words)
+    if not rows:
+        return
     several = len({row["optimizer"] for row in rows}) > 1
     cells = [
         [

@@ -70,6 +70,30 @@ def test_overview_of_a_search_over_many_optimizers_stays_on_one_screen(tmp_path)
     assert "optimizer 13: Adam" in overview(open_source(f"{tmp_path / 'search'}@13"))
 
 
+def test_overview_says_what_was_asked_to_be_kept(tmp_path):
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    settings = {"values": "grad", "every": 2, "params": ["par*", "x y"], "quantities": "grad,state.*", "steps": "2:"}
+    for name, asked in (("plain", {}), ("asked", {**settings, "micro": True, "stop_after": 3})):
+        with optrace.record(tmp_path / name, quiet=True, **asked):
+            for _ in range(4):
+                weight.square().sum().backward()
+                optimizer.step()
+    words = "--values grad --every 2 --steps 2: --stop-after 3 --params 'par*' --params 'x y' --quantities 'grad,state.*'"
+    assert f"  with    {words} --micro" in overview(open_source(tmp_path / "asked"))
+    assert "  with  " not in overview(open_source(tmp_path / "plain"))
+
+
+def test_overview_of_runs_without_parameters_and_of_goldens(tmp_path):
+    weight = torch.ones(3, requires_grad=True)
+    with optrace.record(tmp_path / "run", quiet=True, params="nothing"):
+        weight.sum().backward()
+        torch.optim.SGD([weight], lr=0.1).step()
+    assert "\n0 parameters, 0 elements\n\n  next" in overview(open_source(tmp_path / "run"))
+    assert "optimizer 0: SGD, 12 steps\n" in overview(open_source("golden:sgd/nesterov"))
+    assert "optimizer 0: SGD, 3 steps (4 to 6)\n" in overview(open_source("golden:sgd/nesterov@4:6"))
+
+
 def test_overview_of_an_error_quotes_it(runs):
     assert "error: ValueError: no" in overview(open_source(runs("run", end="error: ValueError: no")))
 
