@@ -79,7 +79,9 @@ def test_overview_says_what_was_asked_to_be_kept(tmp_path):
             for _ in range(4):
                 weight.square().sum().backward()
                 optimizer.step()
-    words = "--values grad --every 2 --steps 2: --stop-after 3 --params 'par*' --params 'x y' --quantities 'grad,state.*'"
+    words = (
+        "--values grad --every 2 --steps 2: --stop-after 3 --params 'par*' --params 'x y' --quantities 'grad,state.*'"
+    )
     assert f"  with    {words} --micro" in overview(open_source(tmp_path / "asked"))
     assert "  with  " not in overview(open_source(tmp_path / "plain"))
 
