@@ -140,8 +140,10 @@ def _optimizer(source: Source, index: int, style: Style) -> Iterator[str]:
     for entry in source.trace.rank_info.get("optimizers") or ():
         if _at(entry, "index") == index and _at(entry, "implementation"):
             words[0] += f" ({entry['implementation']})"
-    made = range(1, source.trace.last_steps.get(index, 0) + 1) if not len(own) else ()  # a golden has no such table
-    kept = own[inside] if len(own) else [step for step in made if source.covers(step)]
+    kept = own[inside].tolist()
+    if not len(own):  # a golden has no such table
+        trace: Any = source.trace
+        kept = [step for step in range(1, trace.last_step(index) + 1) if source.covers(step)]
     words.append(count_words(len(kept), "step") + (f" ({kept[0]} to {kept[-1]})" if len(kept) and kept[0] != 1 else ""))
     losses = numbers(steps.column("loss"))[known(steps.column("loss")) & inside]
     if len(losses):
