@@ -7,9 +7,20 @@ import shutil
 from difflib import get_close_matches
 
 import click
+from click.core import ParameterSource
 
 from optrace.errors import RecordError
 from optrace.recorder.settings import VALUES, Settings, parse_names, parse_size, parse_steps
+
+OURS = {
+    "-o": "output",
+    "--values": "values",
+    "--quantities": "quantities",
+    "--micro": "micro",
+    "--stop-after": "stop_after",
+    "--max-size": "max_size",
+}
+"""Options that few programs have themselves, so that one behind the program was probably meant for us."""
 
 
 class RecordCommand(click.Command):
@@ -126,8 +137,8 @@ def command(
     from optrace.recorder.launch import Program, launch
 
     kind, args = _program(ctx)
-    if not quiet and output is None and kind != "command":
-        _tell_whose_output(args)
+    if not quiet and kind != "command":
+        _tell_whose_option(ctx, args)
     launch(Program(kind, args), settings)
 
 
@@ -169,13 +180,18 @@ def _mistake(kind: str, name: str) -> str | None:
     return f"there is no script {name}; did you mean {os.path.join(folder, near[0])}?" if near else None
 
 
-def _tell_whose_output(args: tuple[str, ...]) -> None:
-    """Say where -o belongs when it stands behind the program and none stands before it."""
+def _tell_whose_option(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """Say whose an option is that programs rarely have, where it stands behind the program and not before it."""
     from optrace.recorder.identity import Job
 
     job = Job.of(os.environ)
-    if "-o" in args[1:] and (job is None or job.rank == 0):
-        click.echo(f"optrace: -o was given to {args[0]}; optrace's own options stand before it", err=True)
+    if job is not None and job.rank != 0:
+        return
+    for arg in args[1:]:
+        name = OURS.get(arg.partition("=")[0])
+        if name is not None and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+            click.echo(f"optrace: {arg} was given to {args[0]}; optrace's own options stand before it", err=True)
+            return
 
 
 def _names(folder: str) -> list[str]:

@@ -143,10 +143,12 @@ def test_a_program_that_is_nearly_named_is_told_its_name(tmp_path, monkeypatch, 
     assert words in done.stderr
 
 
-def test_an_option_of_ours_behind_the_script_is_the_scripts_and_that_is_said(record, tmp_path):
-    done = record("show.py", "-o", "run_a")
-    assert done.stdout.startswith("['-o', 'run_a']\n")
-    assert done.stderr.splitlines()[0] == "optrace: -o was given to show.py; optrace's own options stand before it"
+@pytest.mark.parametrize(("before", "told"), [((), "-o"), (("-o", "run_b"), "--values=grad"), (("-q",), None)], ids=str)
+def test_an_option_of_ours_behind_the_script_is_the_scripts_and_that_is_said(record, before, told):
+    done = record(*before, "show.py", "-o", "run_a", "--values=grad")
+    assert done.stdout.startswith("['-o', 'run_a', '--values=grad']\n")
+    words = f"optrace: {told} was given to show.py; optrace's own options stand before it"
+    assert done.stderr.splitlines()[:1] == ([words] if told else [])
 
 
 def test_a_run_that_is_there_is_refused_before_the_program_starts(record, tmp_path):
