@@ -35,7 +35,9 @@ FORMATS = ("text", "markdown", "json")
     "--limit", type=click.IntRange(min=0), default=100, metavar="N", help="Divergences listed [default: 100]."
 )
 @click.option("--engine", type=click.Choice(("dask",)), help="Read the tensors of many ranks on a Dask cluster.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="text, markdown or json.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS, case_sensitive=False), default="text", help="text, markdown or json."
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write there.")
 def command(
     a: str,
@@ -60,6 +62,8 @@ def command(
     golden:NAME, or a CSV or safetensors file in golden format. Tolerances for single parameters and quantities come
     from [[tool.optrace.diff.rules]] of the nearest pyproject.toml at or above the working directory.
     """
+    if noise is not None and Path(noise).resolve() == Path(b).resolve():
+        raise click.UsageError(f"--noise takes a second recording of A, and {noise} is B itself")
     from optrace.cli.output import emit, progress_bar
     from optrace.compare.patterns import nearest_rules
     from optrace.compare.run import diff

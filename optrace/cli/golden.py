@@ -56,7 +56,9 @@ def show(case: str, step: int | None) -> int:
     help="Given to the constructor: fused=True. An option of the rule itself chooses the cases that have it.",
 )
 @click.option("--case", "cases", multiple=True, metavar="GLOB", help="Only these cases.")
-@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="text or json.")
+@click.option(
+    "--format", "form", type=click.Choice(("text", "json"), case_sensitive=False), default="text", help="text or json."
+)
 def check(
     candidate: str, rule: str, dtype: str | None, options: tuple[str, ...], cases: tuple[str, ...], form: str
 ) -> int:

@@ -7,7 +7,9 @@ import click
 
 @click.command("lint", epilog="Exit status: 0 nothing found, 1 something found, 2 trouble.")
 @click.argument("run", default="latest")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"], case_sensitive=False), default="text", show_default=True
+)
 def command(run: str, form: str) -> int:
     """Look at RUN for what quietly spoils training: each finding has a code, what shows it, and what to do.
 

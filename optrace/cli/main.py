@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -58,11 +59,19 @@ class Commands(click.Group):
 
             names = self.list_commands(ctx)
             near = get_close_matches(name, names, n=1) or [known for known in names if known.startswith(name)][:1]
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-            script = os.path.isfile(name)
-            raise click.UsageError(
-                f"there is no command {name!r}; " + (f"to record it: optrace record {name}" if script else advice), ctx
-            )
+            if name in ("help", "version"):
+                advice = f"did you mean --{name}?"
+            elif os.path.isfile(name):
+                advice = f"to record it: optrace record {name}"
+            elif os.path.isfile(os.path.join(name, "trace.json")):
+                advice = f"to see that run: optrace show {name}"
+            elif near:
+                advice = f"did you mean {near[0]}?"
+            elif shutil.which(name):
+                advice = f"to record it: optrace record -- {name} ..."
+            else:
+                advice = f"there are {', '.join(names)}"
+            raise click.UsageError(f"there is no command {name!r}; {advice}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

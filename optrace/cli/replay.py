@@ -14,7 +14,9 @@ import click
 @click.option(
     "--eps", type=click.FloatRange(min=0), default=4.0, show_default=True, help="How far a number may be off, in eps."
 )
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"], case_sensitive=False), default="text", show_default=True
+)
 def command(run: str, rule: str | None, as_class: str | None, eps: float, form: str) -> int:
     """Recompute each recorded step of RUN from its own inputs: is it what the optimizer's rule makes of them?
 

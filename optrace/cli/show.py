@@ -31,7 +31,11 @@ _ROWS_AT_ONCE = 2000
 @click.option("--step", metavar="N", help="Only step N, or steps A:B.")
 @click.option("--param", metavar="GLOB", help="Only parameters of this name or glob.")
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), default="table", help="table, csv or json (one row a line)."
+    "--format",
+    "form",
+    type=click.Choice(FORMATS, case_sensitive=False),
+    default="table",
+    help="table, csv or json (one row a line).",
 )
 @click.option("--verify", is_flag=True, help="Read every file to its last byte and check it.")
 @click.option("--follow", is_flag=True, help="Go on printing rows (default: of steps) until the recording ends.")

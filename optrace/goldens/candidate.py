@@ -54,6 +54,11 @@ def load(text: str) -> Any:
             module = _module(module_name)
         except GoldenError:
             raise
+        except SystemExit as end:
+            raise GoldenError(
+                f"importing {module_name} ends the program with {end.code!r}; put what does so below"
+                " `if __name__ == '__main__':`"
+            ) from None
         except Exception as error:
             raise GoldenError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
     found: Any = module

@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "compare"))
 
 from hand_made import adamw, sgd, train
+from in_process import said
 
 
 def optrace(*args, cwd, **environment):
@@ -31,9 +32,10 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_exit_status_is_0_same_1_differ_2_trouble(place):
+def test_exit_status_is_0_same_1_differ_2_trouble(place, monkeypatch, capsys):
     assert optrace("diff", "a", "b", cwd=place).returncode == 0
     assert optrace("diff", "a", "c", cwd=place).returncode == 1
+    monkeypatch.chdir(place)
     for trouble in (
         ["a", "nothing"],
         ["a", "d"],
@@ -44,11 +46,13 @@ def test_exit_status_is_0_same_1_differ_2_trouble(place):
         ["a", "b", "--limit", "-1"],
         ["a", "b", "--map", "nothing=else"],
         ["a", "b", "-o", "/nonexistent/file"],
+        ["a", "c", "--noise", "./c"],
         [],
     ):
-        done = optrace("diff", *trouble, cwd=place)
+        done = said(capsys, "diff", *trouble)
         assert done.returncode == 2, trouble
         assert done.stdout == "" and done.stderr and "Traceback" not in done.stderr
+    assert said(capsys, "diff", "a", "c", "--format", "JSON").stdout.startswith("{")
 
 
 def test_result_is_on_stdout_and_nothing_else_anywhere(place):

@@ -113,10 +113,16 @@ def test_what_cannot_be_understood_exits_2(args):
         ("ident", "there is no command 'ident'; did you mean identify?"),
         ("train.py", "there is no command 'train.py'; to record it: optrace record train.py"),
         ("zzz", "there is no command 'zzz'; there are record, show, diff,"),
+        ("help", "there is no command 'help'; did you mean --help?"),
+        ("version", "there is no command 'version'; did you mean --version?"),
+        ("run_a", "there is no command 'run_a'; to see that run: optrace show run_a"),
+        ("bash", "there is no command 'bash'; to record it: optrace record -- bash ..."),
     ],
 )
 def test_a_mistyped_command_is_told_the_right_one(tmp_path, monkeypatch, capsys, name, words):
     (tmp_path / "train.py").touch()
+    (tmp_path / "run_a").mkdir()
+    (tmp_path / "run_a" / "trace.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main([name])

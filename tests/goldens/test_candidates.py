@@ -287,6 +287,13 @@ def test_candidates_are_found_by_module_and_by_file(tmp_path, monkeypatch):
             load(text)
 
 
+def test_a_module_that_ends_the_program_is_trouble_and_no_verdict(tmp_path, monkeypatch):
+    (tmp_path / "script_here.py").write_text("import sys\nclass A:\n    pass\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GoldenError, match=r"importing script_here ends the program with 0; put what does so below `if"):
+        load("script_here:A")
+
+
 def test_lbfgs_needs_a_closure_and_passes():
     assert optrace.check_golden(torch.optim.LBFGS, "lbfgs").same
     assert optrace.check_golden(optrace.reference.LBFGS, "lbfgs").same
