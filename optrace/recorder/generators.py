@@ -42,6 +42,17 @@ def generator_fingerprint() -> int:
     32 bits are a CRC-32 of the states of `random` and of NumPy's global generator (where NumPy is imported and it is a
     Mersenne Twister), the lower 32 bits that of torch's CPU generator and of each CUDA device's, once CUDA is in use.
     """
+    host, ours = _HOST, _TORCH
+    rand, watched = host.rand, ours.watched
+    if watched is not None and rand is not None and rand._bit_generator is host.bits and not ours.cuda._initialized:
+        seen = b"".join(watched)
+        if seen == ours.last[0]:  # most steps of most programs draw nothing
+            return ours.last[1]
+    return _looked_at_anew()
+
+
+def _looked_at_anew() -> int:
+    """The fingerprint, with whatever may have been imported or put in another's place since."""
     torch = sys.modules.get("torch")
     parts = _HOST.parts()
     if torch is None:
@@ -50,8 +61,9 @@ def generator_fingerprint() -> int:
     if memory is None:
         return _signed(_crc(parts) << 32 | _torch_crc(torch))
     seen = b"".join(parts + memory)
+    _TORCH.watch(torch, parts + memory)
     last = _TORCH.last
-    if seen != last[0]:  # most steps of most programs draw nothing
+    if seen != last[0]:
         last = _TORCH.last = seen, _signed(_crc(parts) << 32 | _torch_crc(torch))
     return last[1]
 
@@ -115,14 +127,15 @@ class _Host:
         self._held: list[Any] = [getattr(random, "_inst", None)]  # keeps alive what the addresses point to
         address = _python_memory()
         self._python = None if address is None else _view(address, 4 * (_HEAD + 1))
-        self._rand: Any = None
-        self._bits: Any = None
+        self.rand: Any = None
+        """NumPy's global generator, and the bit generator in it."""
+        self.bits: Any = None
         self._words, self._position = memoryview(b""), memoryview(b"")
 
     def parts(self) -> tuple[Any, ...]:
         """Position and words of Python's generator, then words and position of NumPy's."""
         python = _packed_python_state()[: 4 * (_HEAD + 1)] if self._python is None else self._python
-        if self._rand is None or self._rand._bit_generator is not self._bits:
+        if self.rand is None or self.rand._bit_generator is not self.bits:
             self._find_numpy()
         return python, self._words, self._position
 
@@ -133,13 +146,13 @@ class _Host:
             return
         self._words = self._position = memoryview(b"")
         try:
-            self._rand = module.mtrand._rand
-            self._bits = self._rand._bit_generator
+            self.rand = module.mtrand._rand
+            self.bits = self.rand._bit_generator
         except AttributeError:  # another NumPy keeps it elsewhere
-            self._rand = self._bits = None
+            self.rand = self.bits = None
             return
-        if type(self._bits).__name__ == "MT19937":
-            address = self._bits.ctypes.state_address
+        if type(self.bits).__name__ == "MT19937":
+            address = self.bits.ctypes.state_address
             self._words, self._position = _view(address, 4 * _HEAD), _view(address + 4 * _WORDS, 4)
 
 
@@ -153,8 +166,16 @@ class _Torch:
     def __init__(self) -> None:
         self.last = b"", 0
         """What all generators held when their fingerprint was last taken, and the fingerprint."""
+        self.watched: tuple[memoryview, ...] | None = None
+        """The memory that `last` was joined of, if all of it can be looked at again where it is."""
+        self.cuda: Any = None
         self._parts: tuple[Any, ...] | None = None
         self._looked = False
+
+    def watch(self, torch: Any, parts: tuple[Any, ...]) -> None:
+        """Have these looked at the next time, without a search."""
+        self.cuda = torch.cuda
+        self.watched = parts if all(isinstance(part, memoryview) for part in parts) else None
 
     def parts(self, torch: Any) -> tuple[Any, ...] | None:
         """Head and words of the engine, and the normal deviates kept beside it.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optrace.recorder.generators import generator_fingerprint
+from optrace.recorder.steady import EXCHANGE
 from optrace.recorder.waiting import event_of
 from optrace.trace.measure import kernel
 
@@ -55,4 +56,5 @@ def plain_parts(session: Session, tracks: dict[int, Any], waiting: Any, lock: An
         (torch.float32, torch.float64),
         torch.strided,
         (*_ASK_TORCH, generator_fingerprint),
+        EXCHANGE,
     )

@@ -20,7 +20,7 @@ from optrace.trace.measure import kernel
 _FIXED = frozenset({float, int, bool, str, type(None)})
 _NOT_OPTIONS = frozenset({"params", "param_names"})
 _NO_OPTION = ...
-_EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 """torch's table of C functions that tell where a tensor lies; None before torch 2.10."""
 _FLOAT, _BFLOAT = 2 << 8, 4 << 8
 _KINDS = {
@@ -43,15 +43,17 @@ class Steady:
 
     def __init__(self, before: BeforePlan, after: AfterPlan, params: Params, options: Options, state: Any) -> None:
         self._plan, self._plan_after = before, after
-        self._before = before.jobs, before.rows, before.first_known, after.n_known, after.all_rows, after.first_known
-        self._after = after.jobs, after.all_rows, before.rows, after.n_grads
+        jobs, rows = before.jobs.data, before.rows.data  # views are cheaper to ask than arrays
+        jobs_after, rows_after = after.jobs.data, after.all_rows.data
+        self._before = jobs, rows, before.first_known, after.n_known, rows_after, after.first_known
+        self._after = jobs_after, rows_after, rows, after.n_grads
         self.steps = 0
         """Steps that were known in one look."""
         self._rates = [
             (pairs, place + 1) for pairs in options for place in range(0, len(pairs), 2) if pairs[place] == "lr"
         ]
         groups = tuple(zip(params, options, strict=True))
-        self._known = groups, state, (torch.Tensor, torch.nn.Parameter, torch.strided, _EXCHANGE)
+        self._known = groups, state, (torch.Tensor, torch.nn.Parameter, torch.strided, EXCHANGE)
         """The kernel takes floats that have changed over into the lists of options."""
         self.idle = False
         """Whether there is an lr and every lr is 0."""

@@ -18,7 +18,7 @@ typedef struct {
     int (*tensor)(void *object, Exchanged *result); /* 0, or -1 with an error set */
 } Exchange;
 
-enum { EXCHANGE_MAJOR = 1, ON_CPU = 1 };
+enum { EXCHANGE_MAJOR = 1, ON_CPU = 1, FLOAT_32 = 2 << 8 | 32, FLOAT_64 = 2 << 8 | 64 };
 
 /* The table in a capsule; NULL, without an error, where there is none that is understood. */
 static const Exchange *exchange_in(PyObject *capsule)

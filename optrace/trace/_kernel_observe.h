@@ -5,7 +5,7 @@
  * `slow_end`, which take each other's notes and ours.
  */
 
-enum { OBSERVED = 4, WATCHED = 19 };
+enum { OBSERVED = 4, WATCHED = 20 };
 
 /* What a pair of functions holds: listeners, the thread's calls, slow_begin, slow_end. */
 static PyObject *listeners_of(PyObject *pair) { return PyTuple_GetItem(pair, 0); }
@@ -14,7 +14,7 @@ static PyObject *calls_of(PyObject *pair) { return PyTuple_GetItem(pair, 1); }
 /* Members of `plain` of a listener, which is such a tuple while calls may be plain, else None. */
 enum {
     TRACKS, EVENTS, COUNTER, EVENT_OF, ACQUIRE, RELEASE, ACCOUNTS, THREAD_OF, THREADS, GONE, RUNNING, BACKWARD_OF,
-    CONTEXT, LEFT, SESSION, TENSOR, DTYPES, STRIDED, ASK_TORCH,
+    CONTEXT, LEFT, SESSION, TENSOR, DTYPES, STRIDED, ASK_TORCH, TABLE,
 };
 enum { MOST_EVENTS = 255 };
 
@@ -388,24 +388,42 @@ static PyObject *end_scheduler(PyObject *pair, PyObject *const *arguments, Py_ss
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
+/* The size of the float that a CPU tensor holds, and where; 0 where it holds anything else. */
+static int float_of(PyObject *plain, PyObject *root, long long *address)
+{
+    const Exchange *table = exchange_in(member(plain, TABLE));
+    if (table)
+        return exchanged_lies_in_order(table, root, 1, FLOAT_32, address)   ? 4
+               : exchanged_lies_in_order(table, root, 1, FLOAT_64, address) ? 8
+                                                                            : 0;
+    PyObject *dtypes = member(plain, DTYPES);
+    if (ask(root, word_numel) != 1 || !has(root, word_is_cpu) ||
+        !attribute_is(root, word_layout, member(plain, STRIDED)))
+        return 0;
+    *address = ask(root, word_data_ptr);
+    return attribute_is(root, word_dtype, PyTuple_GetItem(dtypes, 0))   ? 4
+           : attribute_is(root, word_dtype, PyTuple_GetItem(dtypes, 1)) ? 8
+                                                                        : 0;
+}
+
 /* The value of a CPU tensor of one float, a new reference; NULL, without an error, where it is none. */
 static PyObject *plain_value(PyObject *plain, PyObject *root)
 {
-    PyObject *value = NULL, *dtypes = member(plain, DTYPES);
-    if ((PyObject *)Py_TYPE(root) != member(plain, TENSOR) || ask(root, word_numel) != 1 ||
-        !has(root, word_is_cpu) || !attribute_is(root, word_layout, member(plain, STRIDED)))
+    long long address = 0;
+    const int size = (PyObject *)Py_TYPE(root) == member(plain, TENSOR) ? float_of(plain, root, &address) : 0;
+    if (PyErr_Occurred())
+        PyErr_Clear();
+    if (!size || address <= 0)
         return NULL;
-    const long long address = ask(root, word_data_ptr);
-    if (address > 0 && attribute_is(root, word_dtype, PyTuple_GetItem(dtypes, 0))) {
-        float number;
+    float single;
+    double number;
+    if (size == 8) {
         memcpy(&number, (const void *)(uintptr_t)address, sizeof number);
-        value = PyFloat_FromDouble(number);
-    } else if (address > 0 && attribute_is(root, word_dtype, PyTuple_GetItem(dtypes, 1))) {
-        double number;
-        memcpy(&number, (const void *)(uintptr_t)address, sizeof number);
-        value = PyFloat_FromDouble(number);
+    } else {
+        memcpy(&single, (const void *)(uintptr_t)address, sizeof single);
+        number = single;
     }
-    return value;
+    return PyFloat_FromDouble(number);
 }
 
 /* Whether torch runs no backward in this thread, and nobody watches its functions. */

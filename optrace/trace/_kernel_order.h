@@ -54,10 +54,10 @@ static void leave_batch(Batch *batch)
 }
 
 /* Whether its segment takes the batch as things are. */
-static int is_taken(const Batch *batch)
+static int is_taken(const Batch *batch, int64_t now)
 {
     return batch->segment->descriptor >= 0 &&
-           (!batch->window || has_room(batch->window, batch->segment->size, batch->message.len));
+           (!batch->window || has_room(batch->window, batch->segment->size, batch->message.len, now));
 }
 
 /* (stream, message, place of the steps, rows) */
@@ -170,7 +170,7 @@ static int write_batches(const Batch *batches)
  * next batch had better find a (new) window. */
 enum { WRITE_FULL = 2, WRITE_AHEAD = 4 };
 
-static long count_in(const Batch *batches, int64_t limit)
+static long count_in(const Batch *batches, int64_t limit, int64_t now)
 {
     long to_do = 0;
     for (int table = 0; table < TABLES; table++) {
@@ -182,9 +182,8 @@ static long count_in(const Batch *batches, int64_t limit)
         if (segment->size > limit)
             to_do |= WRITE_FULL;
         if (batch->window) {
-            to_do |= has_room(batch->window, segment->size, batch->message.len) ? 0 : (long)WRITE_AHEAD << table;
+            to_do |= has_room(batch->window, segment->size, batch->message.len, now) ? 0 : (long)WRITE_AHEAD << table;
         } else {
-            const int64_t now = milliseconds();
             to_do |= now - segment->last <= QUICK && batch->message.len <= SMALL_BATCH ? (long)WRITE_AHEAD << table : 0;
             segment->last = now;
         }
@@ -193,7 +192,7 @@ static long count_in(const Batch *batches, int64_t limit)
 }
 
 static int fill_order(PyObject *order, Batch *batches, int64_t step, int32_t optimizer, PyObject *values,
-                      PyObject *events)
+                      PyObject *events, int64_t now)
 {
     for (int table = 0; table < TABLES; table++) {
         PyObject *part = PyTuple_GetItem(order, table);
@@ -206,7 +205,7 @@ static int fill_order(PyObject *order, Batch *batches, int64_t step, int32_t opt
               : table == OF_TENSORS ? order_tensors(part, batch, step)
               : table == OF_STEPS   ? order_steps(part, batch, step, optimizer, values)
                                     : order_events(part, batch, events)) ||
-            !is_taken(batch))
+            !is_taken(batch, now))
             return 0;
     }
     return 1;
@@ -221,10 +220,11 @@ static long fill_and_write(PyObject *order, long long step, long long optimizer,
     int problem = 0;
     if (PyErr_Occurred())
         return -1;
+    const int64_t now = milliseconds();
     long done = (int32_t)optimizer == optimizer &&
-                fill_order(order, batches, step, (int32_t)optimizer, values, events);
+                fill_order(order, batches, step, (int32_t)optimizer, values, events, now);
     if (done && !(problem = write_batches(batches)))
-        done |= count_in(batches, limit);
+        done |= count_in(batches, limit, now);
     for (int table = 0; table < TABLES; table++)
         leave_batch(&batches[table]);
     if (problem) {

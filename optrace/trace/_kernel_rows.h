@@ -1,7 +1,5 @@
 /* Fills batches that have been laid out before with the numbers of another step (see batches.py). */
 
-#include <stdio.h>
-
 static void put(Py_buffer *message, int64_t place, const void *bytes, size_t count)
 {
     memcpy((char *)message->buf + place, bytes, count);
@@ -240,6 +238,18 @@ static void add_float(Text *text, double number)
     PyMem_Free(digits);
 }
 
+static void add_integer(Text *text, long long number)
+{
+    char digits[20], *first = digits + sizeof digits;
+    unsigned long long rest = number < 0 ? 0ULL - (unsigned long long)number : (unsigned long long)number;
+    do
+        *--first = (char)('0' + rest % 10);
+    while (rest /= 10);
+    if (number < 0)
+        *--first = '-';
+    add(text, first, digits + sizeof digits - first);
+}
+
 static void add_value(Text *text, PyObject *value)
 {
     if (value == Py_None) {
@@ -253,12 +263,12 @@ static void add_value(Text *text, PyObject *value)
     } else if (Py_TYPE(value) == &PyFloat_Type) {
         add_float(text, PyFloat_AsDouble(value));
     } else if (Py_TYPE(value) == &PyLong_Type) {
-        char digits[32];
         int beyond = 0;
         const long long number = PyLong_AsLongLongAndOverflow(value, &beyond);
-        add(text, digits, snprintf(digits, sizeof digits, "%lld", number));
         if (beyond)
             text->length = -1;
+        else
+            add_integer(text, number);
     } else {
         text->length = -1;
     }

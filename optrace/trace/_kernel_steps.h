@@ -19,7 +19,7 @@ enum { O_OPTIONS, O_WRITE, O_FAILED, O_PRICE };
 
 /* S_STATE */
 typedef struct {
-    double begun, hooked; /* whether a step has begun here; seconds that the call before its rule took */
+    double begun, hooked; /* torch's threads where a step has begun here, else 0; seconds that the call before took */
 } Stepping;
 
 static PyObject *word_found_inf, *word_grad_scale, *word_state, *word_param_groups, *word_hooks_before,
@@ -163,7 +163,7 @@ static int is_empty(PyObject *dict, PyObject *key)
 }
 
 /* 1: the step is known and has been measured; 0: it is not plain; -1: an error is set. */
-static int begin_known(PyObject *pair, PyObject *known, PyObject *optimizer)
+static int begin_known(PyObject *known, PyObject *optimizer, double threads)
 {
     PyObject *own = PyObject_GenericGetDict(optimizer, NULL);
     if (!own)
@@ -173,12 +173,9 @@ static int begin_known(PyObject *pair, PyObject *known, PyObject *optimizer)
     int found = 0;
     if (groups && state && lacks(own, word_found_inf) && lacks(own, word_grad_scale) &&
         is_empty(own, word_hooks_before) && is_empty(own, word_hooks_after)) {
-        const double threads = told_by(PyTuple_GetItem(pair, P_THREADS));
         Py_INCREF(groups);
         Py_INCREF(state);
-        found = threads < 0 ? -1
-                            : measure_before(of_step(known, S_KNOWN), groups, state, (long)threads,
-                                             of_step(known, S_BEFORE));
+        found = measure_before(of_step(known, S_KNOWN), groups, state, (long)threads, of_step(known, S_BEFORE));
         Py_DECREF(state);
         Py_DECREF(groups);
     }
@@ -191,7 +188,7 @@ static int begin_known(PyObject *pair, PyObject *known, PyObject *optimizer)
     return found > 0 && !PyErr_Occurred() ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
-static int note_begun(PyObject *pair, PyObject *known, PyObject *key, double start)
+static int note_begun(PyObject *pair, PyObject *known, PyObject *key, double start, double threads)
 {
     PyObject *over = PyDict_GetItemWithError(PyTuple_GetItem(pair, P_OVER), key);
     const double now = told_by(PyTuple_GetItem(pair, P_CLOCK));
@@ -199,7 +196,7 @@ static int note_begun(PyObject *pair, PyObject *known, PyObject *key, double sta
     Stepping *stepping = over && now >= 0 ? stepping_of(known, &buffer) : NULL;
     if (!stepping)
         return -1;
-    *stepping = (Stepping){1, now - start};
+    *stepping = (Stepping){threads, now - start};
     PyBuffer_Release(&buffer);
     return PyDict_SetItem(PyTuple_GetItem(pair, P_OPEN), key, over) < 0 ||
                    set_float(of_step(known, S_TRACK), word_hooked, now - start) < 0
@@ -220,9 +217,10 @@ static PyObject *before_step(PyObject *pair, PyObject *const *arguments, Py_ssiz
             is_attribute(over, word_depth, one) && may_step(pair, known) &&
             told_by(PyTuple_GetItem(pair, P_MODES)) == 0) {
             const double start = told_by(PyTuple_GetItem(pair, P_CLOCK));
-            begun = start < 0 ? -1 : begin_known(pair, known, arguments[0]);
+            const double threads = told_by(PyTuple_GetItem(pair, P_THREADS));
+            begun = start < 0 || threads < 1 ? -1 : begin_known(known, arguments[0], threads);
             if (begun > 0)
-                begun = note_begun(pair, known, key, start) < 0 ? -1 : 1;
+                begun = note_begun(pair, known, key, start, threads) < 0 ? -1 : 1;
         }
     }
     Py_XDECREF(known);
@@ -344,6 +342,14 @@ static int take_seconds(PyObject *known, double start, double hooked)
     return put_new(of_step(known, S_TAKEN), word_seconds, seconds);
 }
 
+/* Rows and events that have been written, as long as the price has not been told. */
+static int count_for_price(PyObject *price, PyObject *seq, PyObject *rows)
+{
+    if (is_attribute(price, word_told_price, Py_True))
+        return 0;
+    return PyObject_SetAttr(price, word_events, seq) < 0 ? -1 : add_to_attribute(price, word_rows, rows);
+}
+
 /* 1: the step has been written; 0: it does not fit, and nothing has; -1: an error is set. */
 static int write_known(PyObject *known, PyObject *completed)
 {
@@ -369,8 +375,7 @@ static int write_known(PyObject *known, PyObject *completed)
                       PyObject_SetAttr(of_step(known, S_WAITING), word_spare, seq) < 0))
         done = -1;
     if (done > 0 && (PyList_SetSlice(events, 0, PyList_Size(events), NULL) < 0 ||
-                     PyObject_SetAttr(of_step(known, S_PRICE), word_events, seq) < 0 ||
-                     add_to_attribute(of_step(known, S_PRICE), word_rows, of_step(known, S_ROWS)) < 0))
+                     count_for_price(of_step(known, S_PRICE), seq, of_step(known, S_ROWS)) < 0))
         done = -1;
     Py_XDECREF(event);
     Py_XDECREF(parts);
@@ -442,21 +447,21 @@ static int tell_failure(PyObject *known)
 }
 
 /* 1: the step has been recorded, or its failure told; 0: it is not plain any more; -1: an error is set. */
-static int end_known(PyObject *pair, PyObject *known, PyObject *key, PyObject *optimizer, double hooked)
+static int end_known(PyObject *pair, PyObject *known, PyObject *key, PyObject *optimizer, Stepping begun)
 {
     PyObject *open = PyTuple_GetItem(pair, P_OPEN);
     if (!may_step(pair, known) || !may_write(known) || told_by(PyTuple_GetItem(pair, P_MODES)) != 0)
         return 0;
     PyObject *account = plain_account(known, key);
     const double start = account ? told_by(PyTuple_GetItem(pair, P_CLOCK)) : -1;
-    const double threads = start < 0 ? -1 : told_by(PyTuple_GetItem(pair, P_THREADS));
-    PyObject *groups = threads < 0 ? NULL : PyObject_GetAttr(optimizer, word_param_groups);
+    PyObject *groups = start < 0 ? NULL : PyObject_GetAttr(optimizer, word_param_groups);
     PyObject *state = groups ? PyObject_GetAttr(optimizer, word_state) : NULL;
-    int done = state ? measure_after(of_step(known, S_KNOWN), groups, state, (long)threads, of_step(known, S_AFTER)) : 0;
+    int done = !state ? 0
+                      : measure_after(of_step(known, S_KNOWN), groups, state, (long)begun.begun, of_step(known, S_AFTER));
     Py_XDECREF(groups);
     Py_XDECREF(state);
     if (done > 0) {
-        done = PyDict_DelItem(open, key) < 0 || finish_known(pair, known, key, account, start, hooked) < 0
+        done = PyDict_DelItem(open, key) < 0 || finish_known(pair, known, key, account, start, begun.hooked) < 0
                    ? (tell_failure(known) < 0 ? -1 : 1)
                    : 1;
     } else {
@@ -487,7 +492,7 @@ static PyObject *after_step(PyObject *pair, PyObject *optimizer)
         stepping->begun = 0;
         PyBuffer_Release(&buffer);
         if (begun.begun != 0) {
-            done = end_known(pair, known, key, optimizer, begun.hooked);
+            done = end_known(pair, known, key, optimizer, begun);
             if (done == 0) { /* Python goes on where it would be, had it begun the step */
                 PyErr_Clear();
                 done = PyObject_SetAttr(of_step(known, S_CAPTURE), word_running, of_step(known, S_RUNNING));

@@ -154,10 +154,10 @@ static const Window *window_in(PyObject *capsule)
     return capsule == Py_None ? NULL : PyCapsule_GetPointer(capsule, WINDOW);
 }
 
-static int has_room(const Window *window, int64_t size, int64_t length)
+static int has_room(const Window *window, int64_t size, int64_t length, int64_t now)
 {
     return length > BEGINNING && length % BEGINNING == 0 && window->start <= size &&
-           size + length + BEGINNING <= window->start + window->length && milliseconds() - window->made < FRESH;
+           size + length + BEGINNING <= window->start + window->length && now - window->made < FRESH;
 }
 
 /* Copies a message, for which there is room, to the end of its segment; `segment->size` is the caller's business. */
@@ -186,7 +186,7 @@ static PyObject *append_message(PyObject *module, PyObject *const *arguments, Py
         return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
     int done = -1;
     if (PyObject_GetBuffer(arguments[2], &message, PyBUF_SIMPLE) == 0) {
-        done = has_room(window, segment->size, message.len);
+        done = has_room(window, segment->size, message.len, milliseconds());
         if (done) {
             put_message(window, segment, message.buf, message.len);
             segment->size += message.len;

@@ -89,7 +89,8 @@ class TensorLayout:
         """For a standing order, after `fill`; None where the rows are not contiguous."""
         if self._template is None or self._rows is not rows or not present.flags.c_contiguous:
             return None
-        return self._template.bytes, self._places, self._given, present, self._there
+        views = self._given.data, present.data  # cheaper to ask than arrays
+        return self._template.bytes, self._places, *views, self._there
 
     def _look_at(self, rows: npt.NDArray[np.void]) -> None:
         """Take another array of rows; the same one may be filled anew for each step."""

@@ -65,7 +65,7 @@ def writes():
 
 
 def operations(jobs):
-    return np.bincount(jobs["op"], minlength=4).tolist()
+    return np.bincount(np.asarray(jobs)["op"], minlength=4).tolist()
 
 
 def test_each_tensor_is_read_once_before_and_once_after_the_rule(tmp_path, monkeypatch):

@@ -283,8 +283,8 @@ def assert_same(tmp_path, change, make=None, **settings):
 def looked_at(request, monkeypatch):
     """A torch that has the exchange table (2.10 and newer), and one that has not."""
     if request.param == "asked through Python":
-        monkeypatch.setattr(steady, "_EXCHANGE", None)
-    elif steady._EXCHANGE is None:
+        monkeypatch.setattr(steady, "EXCHANGE", None)
+    elif steady.EXCHANGE is None:
         pytest.skip("this torch has no exchange table")
 
 
