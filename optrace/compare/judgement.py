@@ -76,6 +76,9 @@ class Judgement:
         if not walk.exact_decides and walk.tolerance.first is None and fails.any():
             self._grant_explained(fails)
             fails = self._fails()
+        if walk.orthogonal.matters and not walk.exact_decides and walk.tolerance.first is None:
+            self._doubt_orthogonal(fails)
+            fails = self._fails()
         self.follows = self.inputs > 0 if walk.exact_decides else ~fails
         order = self._orders()
         self._exact(order)
@@ -135,6 +138,7 @@ class Judgement:
                 return
             self._grant_amplified(int(s), rows[amplified_ones])
             self._grant_jumps(int(s), rows[jumping & self._fails()[rows]])
+            self._grant_orthogonal(int(s), rows[jumping & self._fails()[rows]])
             if (self._fails() & (self.s == s)).any():
                 return
 
@@ -180,6 +184,24 @@ class Judgement:
         for row in rows[np.array(found, bool)]:
             walk.n_jumps += 1
             self._grant(row, float(self.net[row]))
+
+    def _grant_orthogonal(self, s: int, rows: Ints) -> None:
+        """Grant updates of Muon that are one in the singular directions that rounding hardly moves."""
+        walk = self.walk
+        if not walk.orthogonal.matters:
+            return
+        for row in rows.tolist():
+            if walk.orthogonal.fits(int(self.grid.steps[s]), int(self.c[row])):
+                walk.n_orthogonal += 1
+                self._grant(row, float(self.net[row]))
+
+    def _doubt_orthogonal(self, fails: Bools) -> None:
+        """Take from updates of Muon what unequal inputs grant them, where their singular directions show a mistake."""
+        walk = self.walk
+        rows = np.flatnonzero(self.found.is_update & self.rows.asked & ~fails & (self.net > self.plain))
+        for row in rows.tolist():
+            if walk.orthogonal.misses(int(self.grid.steps[self.s[row]]), int(self.c[row])):
+                self._grant(row, float(self.plain[row]))
 
     def _grant(self, row: int, granted: float) -> None:
         self.granted[row] = granted

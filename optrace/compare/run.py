@@ -236,6 +236,7 @@ class _Comparison:
             certain=[divergence for _, divergence in sorted(certain, key=lambda item: item[0])],
             exact_decides=decides,
             within_tolerance=walk.tolerance.first is None,
+            orthogonal=walk.orthogonal,
         )
         return explain(case, same=same)
 
@@ -378,6 +379,11 @@ def _lane_notes(walk: Walk, lanes: tuple[Lane, Lane], decides: bool) -> list[str
         )
     if not decides:
         notes.extend(walk.counts.notes())
+    if walk.n_orthogonal and not decides:
+        notes.append(
+            f"{count_words(walk.n_orthogonal, 'update')} of Muon {'differs' if walk.n_orthogonal == 1 else 'differ'} by"
+            " what its iteration makes of rounding along small singular values, and by no more along the large ones"
+        )
     if walk.n_jumps and not decides:
         notes.append(
             f"{count_words(walk.n_jumps, 'update')} {'goes' if walk.n_jumps == 1 else 'go'} the other way in some"

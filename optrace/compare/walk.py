@@ -16,6 +16,7 @@ from optrace.compare.hyper import HyperComparison
 from optrace.compare.judgement import Asked, Judgement
 from optrace.compare.noise import FACTOR, NoiseFloor
 from optrace.compare.order import Carry, group_mask, trace_inputs
+from optrace.compare.orthogonal import Orthogonal
 from optrace.compare.patterns import Limits
 from optrace.compare.presence import Presence
 from optrace.compare.tally import Tally
@@ -66,6 +67,10 @@ class Walk:
         """Rows that the rule made of inputs which differ by much of their own size."""
         self.counts = Counts(sides, numbering)
         """Updates of optimizers of which one counts in float32."""
+        self.orthogonal = Orthogonal(sides, numbering, timeline.steps.tolist())
+        """What both sides of a Muon do, as far as whole tensors tell it."""
+        self.n_orthogonal = 0
+        """Updates of Muon that differ by what its iteration makes of rounding."""
         self.n_jumps = 0
         """Updates that go another way because the argument of a sign is zero but for rounding."""
         self.drifted = False

@@ -15,6 +15,7 @@ SUBJECTS = {
     "read": "a long run: cost per step, files, opening it, the history of one parameter",
     "memory": "peak memory of a recorded training beyond a bare one",
     "margins": "what rounding does to gradients and updates of real programs, against what the diff forgives",
+    "muon": "what bfloat16 leaves of Muon's form, against what the diff takes for rounding",
     "explain": "finding a cause, replaying, rebuilding",
     "ranks": "a run of many ranks compared with itself: time and memory by its rows",
 }

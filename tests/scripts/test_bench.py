@@ -31,6 +31,7 @@ def bench(monkeypatch):
         ("diff", "it has small; large; whole"),
         ("read", "it is measured as a whole"),
         ("memory", "two-layer; cnn-11m"),
+        ("muon", "bfloat16, addmm; bfloat16, operation by operation"),
         ("explain", "diff; replay; identify; value; faults"),
         ("ranks", "it has small; large"),
     ],

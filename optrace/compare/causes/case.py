@@ -15,6 +15,7 @@ from optrace.compare.causes.events import Event, Events
 from optrace.compare.columns import BODY, Numbering, Rows, Side
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.match import Cell, Matching
+from optrace.compare.orthogonal import Orthogonal
 from optrace.compare.report import Divergence
 from optrace.compare.source import Source
 from optrace.compare.timeline import Timeline
@@ -69,6 +70,8 @@ class Case:
     exact_decides: bool
     within_tolerance: bool
     """Whether the tolerance lane found nothing."""
+    orthogonal: Orthogonal
+    """What the sides of a Muon do."""
     _snapshots: dict[int, tuple[Snapshot, Snapshot]] = field(default_factory=dict)
 
     @property

@@ -12,6 +12,7 @@ from optrace.compare.causes.case import Case, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.counted import shared_counters
 from optrace.compare.causes.fitted import fitted_variants
+from optrace.compare.causes.muon import WHOLE, muons_apart
 from optrace.compare.causes.pairs import pairs
 from optrace.compare.causes.replays import Recorded, Trial
 from optrace.compare.causes.unlike import not_followed
@@ -41,12 +42,17 @@ class Verdict:
     """Steps of A that were judged by it."""
     unlike: Cause | None = None
     """That one side does not follow the rule of the other, where nothing says what it does instead."""
+    known: str = ""
+    """What is known beside, of a rule that replays of samples cannot judge."""
     lr_factor: float | None = None
     """What B's lr must be of A's for their rules to make the same updates after all."""
 
 
 def judge_rules(case: Case, pair: int) -> Verdict:
     """Replay both sides of a pair and explain a difference of rules, if there is one."""
+    muon = muons_apart(case, pair)
+    if muon is not None:
+        return Verdict(muon[0], False, known=muon[1])
     a, b = Recorded(case, 0, pair), Recorded(case, 1, pair)
     names = list(dict.fromkeys([*_guesses(case, 0, pair), *_guesses(case, 1, pair)]))
     follows_a, follows_b = _followed(a, names), _followed(b, names)
@@ -84,6 +90,8 @@ def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
             f"the sampled elements of both follow {verdict.rule_a} at all {count_words(verdict.n_steps, 'step')}: what"
             " differs is less than rounding, or lies in elements that were not sampled (record with --values full)"
         )
+    elif verdict.known:
+        evidence.append(verdict.known)
     elif verdict.unlike is not None:
         evidence.append(verdict.unlike.summary)
     elif verdict.rule_a:
@@ -92,11 +100,14 @@ def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
             f" {case.subject(1, pair)} does not, nor any known variant of it"
         )
     what = first.quantity.partition(".")[2] or first.quantity
+    fix = "compare the two rules at this step by hand (optrace repro {A} {B} writes the numbers)"
+    if verdict.known == WHOLE:
+        fix = "record both runs again with --values full, and compare those"
     return Cause(
         "rule-unknown",
         f"from equal inputs {{B}} computes another {what} than {{A}} at step {first.step}, and no known variant"
         " explains it",
-        "compare the two rules at this step by hand (optrace repro {A} {B} writes the numbers)",
+        fix,
         tuple(evidence),
         steps=(first.step, first.step),
         params=(first.param,) if first.param else (),
