@@ -188,7 +188,10 @@ class RankFolder:
 
 
 def read_sealed(path: Path, table: str, selection: Selection, columns: Iterable[str]) -> Any:
-    """The row groups of a Parquet segment that may hold wanted rows, checked; string columns as dictionaries.
+    """The wanted rows of a Parquet segment, checked; string columns as dictionaries.
+
+    One row group after the other is read and looked through: a segment that is read whole takes several times as long,
+    and as much memory as all its rows, of which a stretch of steps is a small part.
 
     TraceError when the file is damaged or holds other columns; FileNotFoundError when it is gone.
     """
@@ -206,14 +209,17 @@ def read_sealed(path: Path, table: str, selection: Selection, columns: Iterable[
         if found.names != schema.names or any(found.field(name).type != types[name] for name in names):
             raise TraceError(f"{path} does not hold the columns of {table}; was it written by another program?")
         metadata = file.metadata
-        groups = selection.row_groups(metadata)
-        rows = file.read_row_groups(groups, columns=names, use_threads=False)  # which twice as much time would take
-        if rows.num_rows != sum(metadata.row_group(i).num_rows for i in groups):
-            raise TraceError(f"{path} is damaged: it holds another number of rows than it says")
-        rows.validate(full=True)
-    if any(rows.column(name).null_count for name in names if not schema.field(name).nullable):
-        raise TraceError(f"{path} is damaged: it has nulls where a trace has none")
-    return rows
+        parts = [file.read_row_groups([], columns=names)]
+        for group in selection.row_groups(metadata):
+            rows = file.read_row_group(group, columns=names, use_threads=False)  # which twice as much time would take
+            if rows.num_rows != metadata.row_group(group).num_rows:
+                raise TraceError(f"{path} is damaged: it holds another number of rows than it says")
+            rows.validate(full=True)
+            if any(rows.column(name).null_count for name in names if not schema.field(name).nullable):
+                raise TraceError(f"{path} is damaged: it has nulls where a trace has none")
+            mask = selection.mask(rows)
+            parts.append(rows if mask is None else _where(rows, mask))
+    return pa.concat_tables(parts)
 
 
 def steps_of(path: Path) -> tuple[int, int] | None:
