@@ -22,7 +22,6 @@ ROWS_AT_ONCE = 4_000_000
 """Rows of all ranks looked at together, about: 250 MB."""
 
 _FEW_PARAMS = 64
-_QUANTITIES = 6
 _NONE = -0x5851F42D4C957F2D
 """Stands for the bits of a gradient that was None."""
 
@@ -172,25 +171,48 @@ def norms_apart(trace: LogicalTrace, optimizer: int, rounding: float = 0.0) -> A
 def _first_step(trace: LogicalTrace, optimizer: int, last: int) -> int | None:
     """The first step at which two holders of one block differ, looking at a few parameters at a time."""
     params = [name for index, name in trace.blocks if index == optimizer]
+    quantities = _shared_quantities(trace, optimizer, params)
+    if not quantities:
+        return None
     groups: list[list[str] | None] = [None]
     if len(params) > _FEW_PARAMS:
-        each = max(1, ROWS_AT_ONCE // max(1, (last + 1) * _QUANTITIES * len(trace.members)))
+        each = max(1, ROWS_AT_ONCE // max(1, (last + 1) * len(quantities) * len(trace.members)))
         groups = [*(params[i : i + each] for i in range(0, len(params), each)), [""]]
     first = None
     for names in groups:
         here = len(params) if names is None else len(names)
-        stretch = max(1, ROWS_AT_ONCE // (max(here, 1) * _QUANTITIES * len(trace.members)))
+        stretch = max(1, ROWS_AT_ONCE // (max(here, 1) * len(quantities) * len(trace.members)))
         end = last if first is None else first - 1
         for low in range(0, end + 1, stretch):
-            step = _first_in(trace, optimizer, names, (low, min(end, low + stretch - 1)))
+            step = _first_in(trace, optimizer, names, quantities, (low, min(end, low + stretch - 1)))
             if step is not None:
                 first = step
                 break
     return first
 
 
-def _first_in(trace: LogicalTrace, optimizer: int, params: list[str] | None, steps: tuple[int, int]) -> int | None:
-    table = _Table(trace, optimizer, params, steps)
+def _shared_quantities(trace: LogicalTrace, optimizer: int, params: Sequence[str]) -> list[str]:
+    """The quantities of which several ranks hold the same block: of shards it is the step counter alone, or nothing."""
+    words: set[str] = set()
+    for member in trace.members.values():
+        selection = Selection.of(None, optimizer, None, None)
+        column = member.stored("tensors", selection, ["quantity"], coded=True).column("quantity").unify_dictionaries()
+        if column.num_chunks:
+            words.update(column.chunk(0).dictionary.to_pylist())
+
+    def shared(word: str) -> bool:
+        if _kind(word) == "group":  # of no parameter
+            return len(trace.members) > 1
+        splits = (trace.blocks.split(optimizer, name, word) for name in params)
+        return any(len(ranks) > 1 for split in splits for ranks in split.holders)
+
+    return sorted(word for word in words if shared(word))
+
+
+def _first_in(
+    trace: LogicalTrace, optimizer: int, params: list[str] | None, quantities: list[str], steps: tuple[int, int]
+) -> int | None:
+    table = _Table(trace, optimizer, params, steps, quantities)
     if not len(table.keys):
         return None
     starts = table.starts
@@ -205,10 +227,17 @@ def _first_in(trace: LogicalTrace, optimizer: int, params: list[str] | None, ste
 class _Table:
     """Bits of all tensors of which several ranks hold the same block, sorted so that equal ones lie together."""
 
-    def __init__(self, trace: LogicalTrace, optimizer: int, params: list[str] | None, steps: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        trace: LogicalTrace,
+        optimizer: int,
+        params: list[str] | None,
+        steps: tuple[int, int],
+        quantities: list[str] | None = None,
+    ) -> None:
         self.names = Names()
         columns: list[list[npt.NDArray[Any]]] = [[np.empty(0, np.int64)] for _ in range(5)]
-        selection = Selection.of(steps, optimizer, params, None)
+        selection = Selection.of(steps, optimizer, params, quantities)
         for rank, member in trace.members.items():
             rows = member.stored("tensors", selection, (*KEYS, "present", "fingerprint"))
             if not rows.num_rows:
