@@ -134,3 +134,28 @@ def test_charts_fit_the_paper_and_the_window_after_it(browser, named):
     assert browser.run(widths) == before
     pdf = browser.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(pdf["data"]).startswith(b"%PDF")
+
+
+def test_losses_of_two_optimizers_bear_their_names_and_state_of_the_other_takes_no_room(browser, tmp_path):
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(3)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([("d", params[0])], lr=0.1), torch.optim.Adam([("g", params[1])], lr=0.1)]
+    with optrace.record(tmp_path / "gan", quiet=True):
+        for _ in range(5):
+            for param, optimizer in zip(params, optimizers, strict=True):
+                optimizer.zero_grad()
+                (param**2).sum().backward()
+                optimizer.step()
+    browser.open(optrace.report(tmp_path / "gan", output=tmp_path / "page.html"))
+    assert browser.text("h1") == "gan: 5 steps of SGD, 5 steps of Adam"
+    ends = browser.run("return document.getElementById('losses').layout.annotations.map((a) => [a.text, a.x])")
+    assert ends == [["SGD@0", 5], ["Adam@1", 5]]
+    shown = (
+        "return [...document.querySelectorAll('#norms > div')].filter((d) => !d.hidden).map((d) => d.layout.title.text)"
+    )
+    basic = ["norm of update", "norm of grad", "norm of param"]
+    assert browser.run(shown) == basic
+    choose = "const s = document.getElementById('param'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
+    browser.run(choose, "1")
+    time.sleep(0.6)
+    assert browser.run(shown) == [*basic, "norm of state.exp_avg", "norm of state.exp_avg_sq"]

@@ -226,6 +226,7 @@ def loss_data(sources: Sequence[Source], rows: Sequence[Row]) -> list[dict[str, 
     lines = []
     for side, source in enumerate(sources):
         pairs = dict.fromkeys(((r.optimizer, r.optimizer_b)[side], r.offset if side else 0) for r in rows)
+        classes: dict[int | None, str] = {**dict(_trace(source).optimizers)}
         for optimizer, offset in pairs:
             frame = _trace(source).table("steps", optimizer=optimizer)
             for key in ("loss", "grad_norm"):
@@ -233,9 +234,8 @@ def loss_data(sources: Sequence[Source], rows: Sequence[Row]) -> list[dict[str, 
                 if any(value is not None for value in values):
                     steps = (frame["step"] + offset).tolist()
                     every = max(1, math.ceil(len(steps) / 4000))
-                    lines.append(
-                        {"side": side, "optimizer": optimizer, "key": key, "x": steps[::every], "y": values[::every]}
-                    )
+                    line = {"side": side, "optimizer": optimizer, "label": f"{classes.get(optimizer, '')}@{optimizer}"}
+                    lines.append({**line, "key": key, "x": steps[::every], "y": values[::every]})
     return lines
 
 

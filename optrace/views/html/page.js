@@ -115,20 +115,29 @@
           hovertemplate: `step %{x}: %{y:.5g}<extra>${plain(cut(data.names[side]))}</extra>` });
       }
       const positive = traces.some((t) => t.y.some((v) => v > 0));
-      await plot(box.children[place], traces, layout({ height: 240, hovermode: "x",
+      const element = box.children[place++];
+      element.hidden = !traces.some((t) => t.y.some((v) => v !== null));  // state of another optimizer's
+      if (element.hidden) continue;
+      await plot(element, traces, layout({ height: 240, hovermode: "x",
         title: { text: `norm of ${plain(quantity)}`, font: { size: 13 } },
         yaxis: { type: positive ? "log" : "linear", exponentformat: "e" } }), config);
-      place++;
     }
   }
 
   async function drawLosses() {
-    const traces = data.losses.filter((l) => l.key === "loss").map((l) => ({ type: "scatter", mode: l.x.length < 3 ? "markers" : "lines", x: l.x, y: l.y,
-      line: line(l.side), hovertemplate: `step %{x}: loss %{y:.6g}<extra>${plain(cut(data.names[l.side]))}</extra>` }));
+    const several = new Set(data.losses.filter((l) => l.side === 0).map((l) => l.optimizer)).size > 1;
+    const whose = (l) => plain(cut(data.names[l.side])) + (several ? ` ${plain(cut(l.label))}` : "");
+    const drawn = data.losses.filter((l) => l.key === "loss");
+    const traces = drawn.map((l) => ({ type: "scatter", mode: l.x.length < 3 ? "markers" : "lines", x: l.x, y: l.y,
+      line: line(l.side), hovertemplate: `step %{x}: loss %{y:.6g}<extra>${whose(l)}</extra>` }));
+    // Lines of several optimizers have one colour; each bears its name where it ends.
+    const ends = several && drawn.length <= 12 ? drawn.map((l) => [l, l.y.findLastIndex((v) => v !== null)]) : [];
+    const annotations = ends.filter(([, i]) => i >= 0).map(([l, i]) => ({ x: l.x[i], y: l.y[i], text: plain(cut(l.label)),
+      xref: "x", yref: "y", xanchor: "left", xshift: 6, showarrow: false, font: { color: line(l.side).color, size: 11 } }));
     const clipped = data.losses.filter((l) => l.key === "grad_norm");
     for (const l of clipped)
       traces.push({ type: "scatter", mode: "lines", x: l.x, y: l.y, yaxis: "y3", line: { ...line(l.side), width: 1 }, opacity: 0.7,
-        hovertemplate: `step %{x}: norm before clipping %{y:.5g}<extra>${plain(cut(data.names[l.side]))}</extra>` });
+        hovertemplate: `step %{x}: norm before clipping %{y:.5g}<extra>${whose(l)}</extra>` });
     const kinds = [...new Set(data.events.map((e) => e.kind))];
     data.events.forEach((e) => traces.push({ type: "scatter", mode: "markers", x: e.x, y: e.x.map(() => plain(e.kind)), yaxis: "y2",
       marker: { symbol: e.side === 0 ? "circle" : "diamond-open", size: 9, color: line(e.side).color },
@@ -136,7 +145,7 @@
     const bottom = kinds.length ? 0.12 + 0.05 * kinds.length : 0;
     const middle = clipped.length ? bottom + 0.3 : bottom;
     const axis = { gridcolor: css("--line"), automargin: true };
-    await plot(byId("losses"), traces, layout({ height: 340 + 22 * kinds.length,
+    await plot(byId("losses"), traces, layout({ height: 340 + 22 * kinds.length, annotations,
       xaxis: { anchor: kinds.length ? "y2" : "y" },
       yaxis: { domain: [middle ? middle + 0.04 : 0, 1], title: { text: "loss" }, exponentformat: "e" },
       yaxis2: { ...axis, domain: [0, Math.max(bottom - 0.05, 0.01)], type: "category", visible: kinds.length > 0 },
