@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optrace.errors import RecordError
 from optrace.recorder import identity, place
@@ -16,12 +16,14 @@ from optrace.recorder.events_data import clean_json
 from optrace.recorder.session import Session, StoppedAfter, recorded_here
 from optrace.recorder.settings import Settings, parse_names, parse_size, parse_steps
 
+if TYPE_CHECKING:
+    from contextlib import _GeneratorContextManager  # a context manager that also decorates
+
 _current: Session | None = None
 
 
-@contextmanager
-def record(path: str | os.PathLike[str] | None = None, **settings: Any) -> Iterator[Session]:
-    """Record every optimizer that steps inside the `with` block.
+def record(path: str | os.PathLike[str] | None = None, **settings: Any) -> _GeneratorContextManager[Session]:
+    """Record every optimizer that steps inside the `with` block, or each call of a function that it decorates.
 
     Args:
         path: the run's folder; None makes one under ./optrace-runs/.
@@ -34,6 +36,12 @@ def record(path: str | os.PathLike[str] | None = None, **settings: Any) -> Itera
     Raises:
         RecordError: a setting makes no sense, or the folder holds another run.
     """
+    settings_from(path, settings)  # a mistake is told where it stands
+    return _recorded(path, settings)
+
+
+@contextmanager
+def _recorded(path: str | os.PathLike[str] | None, settings: dict[str, Any]) -> Iterator[Session]:
     session = start(path, **settings)
     how = "clean"
     try:

@@ -303,6 +303,23 @@ def test_what_names_no_folder_is_refused(path: Any) -> None:
         pass
 
 
+def test_a_mistake_is_told_before_the_block_is_entered() -> None:
+    with pytest.raises(RecordError, match="has no setting valuse"):
+        optrace.record("run", valuse="full")
+    with pytest.raises(RecordError, match="a run's folder is a path, not <function"):
+
+        @optrace.record  # type: ignore[arg-type]
+        def train() -> None:
+            pass
+
+
+def test_a_function_is_recorded_at_each_call(tmp_path: Path) -> None:
+    train = optrace.record(tmp_path / "run", quiet=True)(lambda: sgd(2))
+    train()
+    train()
+    assert [optrace.open(tmp_path / name).last_step(0) for name in ("run", "run~1")] == [2, 2]
+
+
 def test_a_run_below_the_home_folder_is_named_as_the_shell_does(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     recorded("~/run")  # type: ignore[arg-type]
