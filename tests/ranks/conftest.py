@@ -22,7 +22,7 @@ LAYOUTS = {
 }
 FAULTS = (
     "ddp by-hand missed-all-reduce layer-not-reduced other-lr bit-flip resumed older-step fsdp2-clip fsdp2-clip-local"
-    " fsdp2 fsdp2-other-lr fsdp2-bit-flip"
+    " fsdp2 fsdp2-other-lr fsdp2-bit-flip averaged"
 ).split()
 
 

@@ -45,7 +45,7 @@ def clip(params, fault):
 def prepare(fault):
     rank, world = dist.get_rank(), dist.get_world_size()
     model = make()
-    by_hand = fault in ("by-hand", "missed-all-reduce", "layer-not-reduced")
+    by_hand = fault in ("by-hand", "missed-all-reduce", "layer-not-reduced", "averaged")
     if fault.startswith("fsdp2"):
         sharded(model, init_device_mesh("cpu", (world,)))
     wrapped = model if by_hand or fault.startswith("fsdp2") else DistributedDataParallel(model)
@@ -64,7 +64,7 @@ def run(fault, model, wrapped, optimizer, by_hand):
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         loss_of(wrapped, step, rank, world).backward()
-        if by_hand:
+        if by_hand and (fault != "averaged" or step == 1):
             alone = fault == "missed-all-reduce" and step == 3
             mine = [param.grad.clone() for param in model.parameters()] if alone and rank == 1 else []
             reduce_all(model, ("blocks.1.feed_forward.w1.weight",) if fault == "layer-not-reduced" else ())
@@ -77,6 +77,10 @@ def run(fault, model, wrapped, optimizer, by_hand):
         if fault == "killed" and step == 3 and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         optimizer.step()
+        if fault == "averaged" and step == 3:
+            for param in model.parameters():
+                dist.all_reduce(param.data)
+                param.data /= world
         if fault == "killed" and step == 3:
             time.sleep(60)  # until this rank is ended, too
 

@@ -64,6 +64,7 @@ def test_the_report_says_which_ranks_part_and_how_to_look_at_them(faults):
     [
         ("missed-all-reduce", "grad-unreduced", "was not reduced at step 3: rank 1 and rank 0 used different ones"),
         ("layer-not-reduced", "grad-unreduced", "the gradient of blocks.1.feed_forward.w1.weight was not reduced"),
+        ("averaged", "grad-unreduced", "before step 4 the parameters are made equal again, as local SGD averages them"),
         ("other-lr", "replica-drift", "lr is 0.003 on rank 0, 0.006 on rank 1"),
         ("bit-flip", "replica-drift", "param changed between two steps on rank 1 alone"),
         ("older-step", "replica-drift", "the step counter is 3 on rank 0, 2 on rank 1"),

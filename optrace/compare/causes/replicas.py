@@ -106,11 +106,17 @@ def drift_cause(
     evidence += _sizes(trace, drift)
     common: dict[str, Any] = {"steps": (step, step), "params": drift.params if "all" not in which else ()}
     if drift.quantity.startswith("grad"):
+        again = _agree_again(trace, drift)
+        told, unless = "", ""
+        if again is not None:
+            told = f"; before step {again} the parameters are made equal again, as local SGD averages them"
+            unless = "if the ranks are meant to train apart and be averaged (post_localSGD_hook), nothing; else "
+            evidence.append(f"the values of {drift.params[0]} agree on all these ranks before step {again}")
         return Cause(
             "grad-unreduced",
-            f"{where}the gradient of {which} was not reduced at step {drift.step}: {_who(drift, reduced)}",
-            "let every rank take part in each all-reduce: call backward on the wrapped model, on all ranks, outside"
-            " no_sync for the last micro-batch, and reduce by hand what the wrapper does not hold"
+            f"{where}the gradient of {which} was not reduced at step {drift.step}: {_who(drift, reduced)}{told}",
+            f"{unless}let every rank take part in each all-reduce: call backward on the wrapped model, on all ranks,"
+            " outside no_sync for the last micro-batch, and reduce by hand what the wrapper does not hold"
             + (f"; {_OWN_NAMES}" if drift.step <= 1 else ""),
             tuple(evidence),
             **common,
@@ -218,6 +224,18 @@ def _sizes(trace: LogicalTrace, drift: Drift) -> list[str]:
         if rows.num_rows and np.isfinite(norm := rows.column("l2").to_pylist()[0]):
             told.append(f"{figure(norm)} on rank {rank}")
     return [f"the norm of {drift.quantity} of {drift.params[0]} is {', '.join(told)}"] if len(told) == 2 else []
+
+
+def _agree_again(trace: LogicalTrace, drift: Drift) -> int | None:
+    """The first step before which the ranks hold equal values of the first parameter again, set between two steps."""
+    ranks = {*drift.ranks, *drift.others}
+    selection = Selection.of((drift.step + 1, None), drift.optimizer, drift.params[0], "param_in")
+    told: dict[int, list[int]] = {}
+    for rank in ranks:
+        rows = trace.members[rank].stored("tensors", selection, ["step", "fingerprint"])
+        for step, bits in zip(rows.column("step").to_pylist(), rows.column("fingerprint").to_pylist(), strict=True):
+            told.setdefault(step, []).append(bits)
+    return min((step for step, bits in told.items() if len(bits) == len(ranks) and len(set(bits)) == 1), default=None)
 
 
 def _counters(trace: LogicalTrace, drift: Drift) -> Mapping[int, float]:
