@@ -24,6 +24,8 @@ class Resumed:
     a: Any
     """The value at that point, where it is a single number."""
     b: Any
+    tensors: bool
+    """Whether it is values of parameters or state, as opposed to a setting or a generator."""
     lost: str | None
     """Where it was lost, as far as the events tell: saved, load or after."""
 
@@ -42,11 +44,17 @@ def resume_table(a: Source, b: Source, matching: Matching, offsets: tuple[int, .
     return tuple(rows)
 
 
-def resume_words(rows: tuple[Resumed, ...]) -> list[str]:
-    """The table as short sentences, what is equal together in the last one."""
+def resume_words(rows: tuple[Resumed, ...], same: bool = False) -> list[str]:
+    """The table as short sentences, what is equal together in the last one.
+
+    `same` says that the two runs are: tensors that differ then do so within the tolerance, and nothing was lost.
+    """
     lines = []
+    rounded = [row.what for row in rows if same and row.status == "differs" and row.tensors and row.a == row.b]
+    if rounded:
+        lines.append(f"within tolerance, as the steps before it: {', '.join(rounded)}")
     for row in rows:
-        if row.status in ("equal", "unknown"):
+        if row.status in ("equal", "unknown") or row.what in rounded:
             continue
         known = row.a is not None or row.b is not None
         values = f": {_shown(row.a)} in {{A}}, {_shown(row.b)} in {{B}}" if known else ""
@@ -89,7 +97,7 @@ def _of_pair(
         if quantity != "param" and status != "equal":
             lost = _lost(quantity.removeprefix("state."), saved, loaded)
         name = {"param": "params", "state.step": "step counter"}.get(quantity, quantity)
-        yield Resumed(name, status, value_a, value_b, lost)
+        yield Resumed(name, status, value_a, value_b, True, lost)
     yield from _rates(a, b, index_a, index_b, step, groups)
     yield from _scheduler(a, b, step)
     yield from _surroundings(a, b, index_a, index_b, step)
@@ -159,7 +167,11 @@ def _rates(a: Source, b: Source, index_a: int, index_b: int, step: int, groups: 
 
 def _compared(what: str, one: Any, other: Any) -> Resumed:
     """Two numbers, shown where they are not the same."""
-    return Resumed(what, "equal", None, None, None) if one == other else Resumed(what, "differs", one, other, None)
+    return (
+        Resumed(what, "equal", None, None, False, None)
+        if one == other
+        else Resumed(what, "differs", one, other, False, None)
+    )
 
 
 def _lr(source: Source, optimizer: int, step: int) -> dict[int, float]:
@@ -185,12 +197,12 @@ def _surroundings(a: Source, b: Source, index_a: int, index_b: int, step: int) -
     for column, name in (("rng", "random state"), ("batch", "data")):
         one, other = _of_steps(a, index_a, step + 1, column), _of_steps(b, index_b, 1, column)
         if one is None or other is None:
-            yield Resumed(name, "unknown", None, None, None)
+            yield Resumed(name, "unknown", None, None, False, None)
         elif column == "rng" and (one != other) and torch_half(one) == torch_half(other):
-            yield Resumed("torch's random state", "equal", None, None, None)
-            yield Resumed(f"random state ({HOSTS})", "differs", None, None, None)
+            yield Resumed("torch's random state", "equal", None, None, False, None)
+            yield Resumed(f"random state ({HOSTS})", "differs", None, None, False, None)
         else:
-            yield Resumed(name, "equal" if one == other else "differs", None, None, None)
+            yield Resumed(name, "equal" if one == other else "differs", None, None, False, None)
 
 
 def _of_steps(source: Source, optimizer: int, step: int, column: str) -> int | None:

@@ -209,7 +209,7 @@ class _Comparison:
                 hyper=self.hyper.compared,
                 optimizers=tuple((pair.a, pair.class_a) for pair in self.matching.pairs),
             ),
-            resume=tuple(self._named(line) for line in self._resume()),
+            resume=tuple(self._named(line) for line in self._resume(verdict == "same")),
         )
 
     def _causes(
@@ -240,11 +240,11 @@ class _Comparison:
         )
         return explain(case, same=same)
 
-    def _resume(self) -> list[str]:
-        """What B took over where it continues A."""
+    def _resume(self, same: bool) -> list[str]:
+        """What B took over where it continues A; where the runs are the `same`, what differs in it is rounding."""
         if not (self.a.recorded and self.b.recorded):
             return []
-        return resume_words(resume_table(self.a, self.b, self.matching, tuple(self.alignment.offsets)))
+        return resume_words(resume_table(self.a, self.b, self.matching, tuple(self.alignment.offsets)), same)
 
     def _ignores_hyper(self, key: str) -> bool:
         return bool(self.rules.rules) and self.rules.ignores(None, f"hyper.{key}")
