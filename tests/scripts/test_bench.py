@@ -33,7 +33,7 @@ def bench(monkeypatch):
         ("memory", "two-layer; cnn-11m"),
         ("muon", "bfloat16, addmm; bfloat16, operation by operation"),
         ("explain", "diff; replay; identify; value; faults"),
-        ("ranks", "it has small; large"),
+        ("ranks", "it has small; large; larger"),
     ],
 )
 def test_unknown_case_is_refused_by_one_sentence_with_the_known_ones(bench, subject, known, capsys):
