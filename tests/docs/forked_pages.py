@@ -26,8 +26,8 @@ import pyarrow.parquet  # noqa: F401
 import torch._dynamo  # noqa: F401 - which the first optimizer imports
 from run_blocks import run_by_bash, run_file
 
-IMPORTS_TORCH = re.compile(r'(python -m|optrace golden) [\w\s./:="-]+')
-"""What such a command says is nothing to a shell; `optrace record` is not among them: it starts a Python anew."""
+IMPORTS_TORCH = re.compile(r'(python -m|optrace golden|optrace record) [\w\s./:="-]+')
+"""What such a command says is nothing to a shell."""
 
 
 def serve(lines: Iterable[str], answers: TextIO, start: Callable[..., None]) -> None:
@@ -72,9 +72,31 @@ def run_page(page: str, folder: str, output: str) -> None:
     print(run_file(Path(page), run), "blocks")
 
 
+def become(program: str, command: list[str], environ: dict[str, str]) -> None:
+    """Be the script that `optrace record` starts, in this process; what is no script is started as ever.
+
+    README.md's commands, and the tests of the recorder, start a Python anew, as users do.
+    """
+    script = command[1] if len(command) > 1 else ""
+    if program != sys.executable or not script.endswith(".py") or not os.path.isfile(script):
+        return START(program, command, environ)
+    from optrace.recorder.attach import begin
+
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.orig_argv, sys.argv, sys.path[0] = command, command[1:], str(Path(script).resolve().parent)
+    begin()
+    runpy.run_path(script, run_name="__main__")
+    sys.exit()
+
+
+START = os.execvpe
+
+
 def run_command(words: list[str], folder: str, output: str) -> None:
     """Be what `python -m MODULE ...` or `optrace ...` starts."""
     start_in(folder, output)
+    os.execvpe = become
     sys.dont_write_bytecode = True  # where a file is written twice within a second the first one's would stay
     program = str(shutil.which(words[0]))
     if words[0] == "python":
