@@ -83,7 +83,7 @@ class Calibration:
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._calls.open.append("zero_grad")
-        return args, kwargs, (args, kwargs, self._calls.told)
+        return args, kwargs, (args, kwargs, self._calls.open.told)
 
     def _end_zero_grad(self, note: Any, _: Any) -> None:
         self._calls.open.pop()

@@ -112,7 +112,7 @@ class StepContext:
     def plain_parts(self) -> tuple[Any, ...]:
         """What the kernel notes plain calls in (see plain_calls.py): always the same objects."""
         known = self._tracks, self._thread_of, self._threads, self._gone, self._running
-        return *known, _backward, self, self._leftovers.left
+        return *known, Backward, self, self._leftovers.left
 
     # ---- optimizers ----
 

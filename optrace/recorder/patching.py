@@ -174,13 +174,20 @@ def _set(owner: Any, name: str, value: Any) -> None:
         setattr(owner, name, value)
 
 
+class OpenCalls(list[Any]):
+    """Keys of the calls that are open in one thread, the innermost last."""
+
+    __slots__ = ("told",)
+
+    def __init__(self) -> None:
+        self.told = 0
+        """Events that this thread has told."""
+
+
 class Calls(threading.local):
     """The observed calls that are open in this thread, so that what a call makes of itself is not told twice."""
 
     def __init__(self) -> None:
-        self.open: list[Any] = []
-        """Keys of the open calls, the innermost last."""
-        self.told = 0
-        """Events that this thread has told."""
+        self.open = OpenCalls()
         self.clipping: Any = None
         """Parameters of the clip that is open; of a generator those that it has yielded."""

@@ -14,8 +14,8 @@ import torch
 
 from optrace.recorder.generators import generator_fingerprint
 from optrace.recorder.steady import EXCHANGE
-from optrace.recorder.waiting import event_of
 from optrace.trace.measure import kernel
+from optrace.trace.schema import Event
 
 if TYPE_CHECKING:
     from optrace.recorder.session import Session
@@ -47,7 +47,7 @@ def plain_parts(session: Session, tracks: dict[int, Any], waiting: Any, lock: An
         tracks,
         waiting.events,
         waiting.numbers,
-        event_of,
+        Event,
         lock.acquire,
         lock.release,
         *session.context.plain_parts(),

@@ -97,7 +97,7 @@ def _failed(error: Exception) -> None:
 
 
 def _tell(kind: str, optimizer: Any, data: dict[str, Any]) -> None:
-    _calls.told += 1
+    _calls.open.told += 1
     for listener in _listeners:
         listener.emit(kind, optimizer, data)
 
@@ -110,7 +110,7 @@ def _begin_method(kind: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Argu
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         key, calls = (kind, id(args[0])), _calls.open
-        note = None if key in calls else (args, kwargs, _calls.told)
+        note = None if key in calls else (args, kwargs, _calls.open.told)
         calls.append(key)
         return args, kwargs, note
 
@@ -123,7 +123,7 @@ def _leave(_: Any) -> None:
 
 def _told_inside(note: Any) -> bool:
     """Whether an object that only passes calls on to another was called: the other has told already."""
-    return bool(note[2] != _calls.told)
+    return bool(note[2] != _calls.open.told)
 
 
 def _end_init(note: Any, _: Any) -> None:
@@ -139,7 +139,7 @@ def _end_zero_grad(note: Any, _: Any) -> None:
     if note is None:
         return
     args, kwargs, told = note
-    if told == _calls.told:
+    if told == _calls.open.told:
         for listener in _listeners:
             listener.context.zeroed(args[0])
         plain = len(args) == 1 and not kwargs
@@ -162,7 +162,7 @@ def _begin_load(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     if calls.count(key) > 1:
         return args, kwargs, None
     given = args[1] if len(args) > 1 else kwargs.get("state_dict")
-    return args, kwargs, (args, state_dict_fingerprints(given), _calls.told)
+    return args, kwargs, (args, state_dict_fingerprints(given), _calls.open.told)
 
 
 def _end_load(note: Any, _: Any) -> None:

@@ -13,7 +13,7 @@ static PyObject *calls_of(PyObject *pair) { return PyTuple_GetItem(pair, 1); }
 
 /* Members of `plain` of a listener, which is such a tuple while calls may be plain, else None. */
 enum {
-    TRACKS, EVENTS, COUNTER, EVENT_OF, ACQUIRE, RELEASE, ACCOUNTS, THREAD_OF, THREADS, GONE, RUNNING, BACKWARD_OF,
+    TRACKS, EVENTS, COUNTER, EVENT_TYPE, ACQUIRE, RELEASE, ACCOUNTS, THREAD_OF, THREADS, GONE, RUNNING, BACKWARD_TYPE,
     CONTEXT, LEFT, SESSION, TENSOR, DTYPES, STRIDED, ASK_TORCH, TABLE,
 };
 enum { MOST_EVENTS = 255 };
@@ -129,36 +129,23 @@ static int one_thread(PyObject *plain, int ours)
 static PyObject *open_calls(PyObject *pair)
 {
     PyObject *open = PyObject_GetAttr(calls_of(pair), word_open);
-    if (open && !PyList_CheckExact(open)) {
+    if (open && !PyList_Check(open)) {
         PyErr_SetString(PyExc_TypeError, "the open calls are no list");
         Py_CLEAR(open);
     }
     return open;
 }
 
-static int pop_call(PyObject *pair)
+/* A named tuple of this type, of the five members of `parts`; NULL with an error set. */
+static PyObject *named(PyObject *kind, PyObject *parts)
 {
-    PyObject *open = open_calls(pair);
-    const Py_ssize_t count = open ? PyList_Size(open) : 0;
-    const int done = count ? PyList_SetSlice(open, count - 1, count, NULL) : -1;
-    if (open && !count)
-        PyErr_SetString(PyExc_IndexError, "no call is open");
-    Py_XDECREF(open);
-    return done;
-}
-
-/* Closes the innermost call after it has been noted (`done` 1) or could not be (-1, with an error set). */
-static PyObject *close_call(PyObject *pair, int done)
-{
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    if (pop_call(pair) < 0)
-        done = -1;
-    if (type) {
-        PyErr_Clear();
-        PyErr_Restore(type, value, trace);
-    }
-    return done < 0 ? NULL : Py_NewRef(Py_None);
+    static newfunc new_tuple;
+    if (!new_tuple)
+        new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+    PyObject *arguments = parts ? PyTuple_Pack(1, parts) : NULL;
+    PyObject *result = arguments ? new_tuple((PyTypeObject *)kind, arguments, NULL) : NULL;
+    Py_XDECREF(arguments);
+    return result;
 }
 
 /* An event of a kind into the list of those that wait; -1 with an error set. Takes no reference. */
@@ -170,7 +157,7 @@ static int note_event(PyObject *plain, PyObject *step, PyObject *kind, PyObject 
     Py_DECREF(held);
     PyObject *seq = PyIter_Next(member(plain, COUNTER));
     PyObject *parts = seq ? PyTuple_Pack(5, seq, step, kind, index, data) : NULL;
-    PyObject *event = parts ? PyObject_CallFunctionObjArgs(member(plain, EVENT_OF), parts, NULL) : NULL;
+    PyObject *event = named(member(plain, EVENT_TYPE), parts);
     const int done = event ? PyList_Append(member(plain, EVENTS), event) : -1;
     Py_XDECREF(event);
     Py_XDECREF(parts);
@@ -214,6 +201,29 @@ static PyObject *slow(PyObject *pair, int which, PyObject *one_argument, PyObjec
     return PyObject_CallFunctionObjArgs(PyTuple_GetItem(pair, which), one_argument, other, NULL);
 }
 
+/* Closes the innermost call after it has been noted (`done` 1) or could not be (-1, with an error set); where it is not
+ * plain (0), Python does. Takes over the reference to the open calls. */
+static PyObject *end_call(PyObject *pair, PyObject *open, int done, PyObject *note, PyObject *result)
+{
+    if (done == 0) {
+        Py_XDECREF(open);
+        return slow(pair, 3, note, result);
+    }
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    const Py_ssize_t count = open ? PyList_Size(open) : 0;
+    if (!count && !type)
+        PyErr_SetString(PyExc_IndexError, "no call is open");
+    if (!count || PyList_SetSlice(open, count - 1, count, NULL) < 0)
+        done = -1;
+    Py_XDECREF(open);
+    if (type) {
+        PyErr_Clear();
+        PyErr_Restore(type, value, trace);
+    }
+    return done < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 static int is_pair(Py_ssize_t n)
 {
     if (n == 2)
@@ -238,7 +248,7 @@ static PyObject *begin_zero_grad(PyObject *pair, PyObject *const *arguments, Py_
     }
     PyObject *id = key_of(PyTuple_GetItem(args, 0));
     PyObject *key = id ? PyTuple_Pack(2, word_zero_grad, id) : NULL;
-    PyObject *told = key ? PyObject_GetAttr(calls_of(pair), word_told) : NULL;
+    PyObject *told = key ? PyObject_GetAttr(open, word_told) : NULL;
     PyObject *note = told ? PyTuple_Pack(3, args, kwargs, told) : NULL;
     if (note && PyList_Append(open, key) == 0)
         result = PyTuple_Pack(3, args, kwargs, note);
@@ -268,7 +278,7 @@ static int forget_losses(PyObject *account)
 }
 
 /* 1: the call has been noted; 0: it is not plain, and nothing has been done; -1: an error is set. */
-static int note_zero_grad(PyObject *pair, PyObject *plain, PyObject *note)
+static int note_zero_grad(PyObject *open, PyObject *plain, PyObject *note)
 {
     if (!PyTuple_CheckExact(note) || PyTuple_Size(note) != 3 || !there_is_room(plain) || !one_thread(plain, 0))
         return 0;
@@ -286,7 +296,7 @@ static int note_zero_grad(PyObject *pair, PyObject *plain, PyObject *note)
     if (here && PyObject_RichCompareBool(thread, here, Py_EQ) == 1) {
         Py_INCREF(track);
         Py_INCREF(account);
-        done = forget_losses(account) < 0 || add_to_attribute(calls_of(pair), word_told, one) < 0 ||
+        done = forget_losses(account) < 0 || add_to_attribute(open, word_told, one) < 0 ||
                        note_of_track(plain, track, word_zero_grad, set_to_none) < 0
                    ? -1
                    : 1;
@@ -305,17 +315,15 @@ static PyObject *end_zero_grad(PyObject *pair, PyObject *const *arguments, Py_ss
     PyObject *note = arguments[0], *plain = note == Py_None ? NULL : plain_of(pair);
     if (!plain)
         return slow(pair, 3, note, arguments[1]);
-    PyObject *told = PyObject_GetAttr(calls_of(pair), word_told);
+    PyObject *open = open_calls(pair), *told = open ? PyObject_GetAttr(open, word_told) : NULL;
     int done = -1;
     if (told) {
         const int silent = PyObject_RichCompareBool(told, PyTuple_GetItem(note, 2), Py_EQ);
-        Py_DECREF(told);
-        done = silent < 0 ? -1 : silent ? note_zero_grad(pair, plain, note) : 0;
+        done = silent < 0 ? -1 : silent ? note_zero_grad(open, plain, note) : 0;
     }
+    Py_XDECREF(told);
     Py_DECREF(plain);
-    if (done == 0)
-        return slow(pair, 3, note, arguments[1]);
-    return close_call(pair, done);
+    return end_call(pair, open, done, note, arguments[1]);
 }
 
 /* ---- a scheduler's step ---------------------------------------------------------------------------------------- */
@@ -349,7 +357,7 @@ static PyObject *scheduler_data(PyObject *scheduler)
     return data;
 }
 
-static int note_scheduler(PyObject *pair, PyObject *plain, PyObject *scheduler)
+static int note_scheduler(PyObject *open, PyObject *plain, PyObject *scheduler)
 {
     if (!there_is_room(plain))
         return 0;
@@ -360,7 +368,7 @@ static int note_scheduler(PyObject *pair, PyObject *plain, PyObject *scheduler)
     int done = 0;
     if (data) {
         Py_INCREF(track);
-        done = add_to_attribute(calls_of(pair), word_told, one) < 0 ||
+        done = add_to_attribute(open, word_told, one) < 0 ||
                        note_of_track(plain, track, word_scheduler_step, data) < 0
                    ? -1
                    : 1;
@@ -379,11 +387,10 @@ static PyObject *end_scheduler(PyObject *pair, PyObject *const *arguments, Py_ss
     if (!is_pair(n))
         return NULL;
     PyObject *scheduler = arguments[0], *plain = scheduler == Py_None ? NULL : plain_of(pair);
-    const int done = plain ? note_scheduler(pair, plain, scheduler) : 0;
+    PyObject *open = open_calls(pair);
+    const int done = !open ? -1 : plain ? note_scheduler(open, plain, scheduler) : 0;
     Py_XDECREF(plain);
-    if (done == 0)
-        return slow(pair, 3, scheduler, arguments[1]);
-    return close_call(pair, done);
+    return end_call(pair, open, done, scheduler, arguments[1]);
 }
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
@@ -479,7 +486,7 @@ static PyObject *backward_of(PyObject *plain, PyObject *key, PyObject *account, 
     PyObject *given = marks ? PyDict_New() : NULL, *here = given ? this_thread() : NULL;
     if (here && PyList_Append(values, value) == 0 && PyDict_SetItem(given, key, count) == 0) {
         PyObject *parts = PyTuple_Pack(5, here, values, rng, given, marks);
-        result = parts ? PyObject_CallFunctionObjArgs(member(plain, BACKWARD_OF), parts, NULL) : NULL;
+        result = named(member(plain, BACKWARD_TYPE), parts);
         Py_XDECREF(parts);
     }
     Py_XDECREF(here);
@@ -492,7 +499,7 @@ static PyObject *backward_of(PyObject *plain, PyObject *key, PyObject *account, 
 }
 
 /* Notes a backward: the note [(context, Backward)] for its end; NULL, without an error where it is not plain. */
-static PyObject *note_backward(PyObject *pair, PyObject *plain, PyObject *root)
+static PyObject *note_backward(PyObject *open, PyObject *plain, PyObject *root)
 {
     PyObject *key, *account, *note = NULL, *value;
     Py_ssize_t place = 0;
@@ -505,7 +512,7 @@ static PyObject *note_backward(PyObject *pair, PyObject *plain, PyObject *root)
         Py_INCREF(key);
         Py_INCREF(account);
         PyObject *unknown = PyLong_FromLong(-1);
-        if (unknown && add_to_attribute(calls_of(pair), word_told, one) == 0 &&
+        if (unknown && add_to_attribute(open, word_told, one) == 0 &&
             add_to_attribute(member(plain, SESSION), word_all_backward, one) == 0 &&
             note_event(plain, zero, word_backward, unknown, nothing) == 0) {
             PyObject *backward = backward_of(plain, key, account, value);
@@ -535,7 +542,7 @@ static PyObject *begin_backward(PyObject *pair, PyObject *const *arguments, Py_s
         return NULL;
     PyObject *plain = PyList_Size(open) || !PyTuple_Size(args) ? NULL : plain_of(pair);
     if (plain) {
-        note = note_backward(pair, plain, PyTuple_GetItem(args, 0));
+        note = note_backward(open, plain, PyTuple_GetItem(args, 0));
         Py_DECREF(plain);
     }
     if (note && PyList_Append(open, word_backward) == 0)
@@ -571,7 +578,7 @@ static PyObject *end_backward(PyObject *pair, PyObject *const *arguments, Py_ssi
         done = done < 0 ? -1 : 1;
     }
     Py_XDECREF(plain);
-    return done ? close_call(pair, done) : slow(pair, 3, note, arguments[1]);
+    return end_call(pair, open_calls(pair), done, note, arguments[1]);
 }
 
 /* ---- pairs ----------------------------------------------------------------------------------------------------- */

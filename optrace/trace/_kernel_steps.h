@@ -366,7 +366,7 @@ static int write_known(PyObject *known, PyObject *completed)
         return PyErr_Occurred() ? -1 : 0;
     PyObject *seq = PyIter_Next(member(plain, COUNTER)), *index = of_step(known, S_INDEX);
     PyObject *parts = seq ? PyTuple_Pack(5, seq, completed, word_step, index, nothing) : NULL;
-    PyObject *event = parts ? PyObject_CallFunctionObjArgs(member(plain, EVENT_OF), parts, NULL) : NULL;
+    PyObject *event = named(member(plain, EVENT_TYPE), parts);
     long done = event && PyList_Append(events, event) == 0
                     ? fill_and_write(of_step(known, S_PARTS), PyLong_AsLongLong(completed), PyLong_AsLongLong(index),
                                      of_step(known, S_TAKEN), events, PyLong_AsLongLong(of_step(known, S_LIMIT)))

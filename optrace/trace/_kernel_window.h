@@ -11,6 +11,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #endif
 
@@ -74,13 +75,33 @@ static int keeps_blocks(int descriptor)
            system.f_type == 0x01021994 /* tmpfs */;
 }
 
+/* Fills pages of the cache, several at a time: a mapping whose pages are not there costs five times as much. */
+static int write_zeros(int descriptor, int64_t at, int64_t length)
+{
+    static char zeros[1 << 16];
+    while (length > 0) {
+        struct iovec parts[16];
+        int count = 0;
+        int64_t left = length;
+        for (; count < 16 && left > 0; left -= (int64_t)parts[count++].iov_len)
+            parts[count] = (struct iovec){zeros, (size_t)(left < (int64_t)sizeof zeros ? left : (int64_t)sizeof zeros)};
+        const ssize_t taken = pwritev(descriptor, parts, count, at);
+        if (taken <= 0)
+            return -1;
+        at += taken;
+        length -= taken;
+    }
+    return 0;
+}
+
 /* Maps the next `length` bytes of a segment, which must be its last; NULL, without an error, where that cannot be. */
 static Window *map_ahead(const Segment *segment, int64_t length)
 {
     const int descriptor = (int)segment->descriptor;
     const int64_t page = sysconf(_SC_PAGESIZE), start = segment->size / page * page;
     length = (segment->size - start + length + page - 1) / page * page;
-    if (segment->size % BEGINNING || !keeps_blocks(descriptor) || posix_fallocate(descriptor, start, length))
+    if (segment->size % BEGINNING || !keeps_blocks(descriptor) || posix_fallocate(descriptor, start, length) ||
+        write_zeros(descriptor, segment->size, start + length - segment->size) < 0)
         return NULL;
     char *memory = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, start);
     if (memory == MAP_FAILED)
