@@ -11,7 +11,7 @@ import numpy as np
 from optrace.recorder.capture import Capture
 from optrace.recorder.finished import Finished
 from optrace.recorder.micro import MicroGradients
-from optrace.recorder.zero import flattened_of, live_zeros
+from optrace.recorder.zero import flattened_of, live_zeros, steps_by_parts
 from optrace.trace.writer import TensorLayout
 
 
@@ -42,7 +42,7 @@ class PartsCapture:
     def of(cls, optimizer: Any, make: Callable[[], Capture]) -> PartsCapture | None:
         """The recording of an optimizer that a live ZeRO optimizer steps in several calls; None for any other."""
         for zero in live_zeros():
-            if zero.optimizer is optimizer:
+            if zero.optimizer is optimizer and steps_by_parts(zero):
                 parts = flattened_of(zero)
                 if len(parts) > 1:
                     return cls({id(part.param): i for i, part in enumerate(parts)}, [p.group for p in parts], make)

@@ -2,8 +2,10 @@
 
 Read from the live optimizers of `deepspeed.runtime.zero` (0.19). Stages 1 and 2 lay the parameters of a group out in
 one buffer, of which the parameters are views, and give the optimizer a float32 copy of this rank's equal part of it.
-Stage 3 cuts each parameter into equal parts, and gives the optimizer those of this rank one after the other. What is
-found is held against the sizes of the buffers; where it does not fit, flattened parameters are recorded as they are.
+Stage 3 cuts each parameter into equal parts, and gives the optimizer those of this rank one after the other. Stage 1
+in bfloat16 with gradients in float32 (`BF16_Optimizer`) does as stages 1 and 2 do; stage 0 in 16 bits copies each
+parameter (`FP16_UnfusedOptimizer`). What is found is held against the sizes of the buffers; where it does not fit,
+flattened parameters are recorded as they are.
 """
 
 from __future__ import annotations
@@ -58,6 +60,11 @@ def members_of(params: Sequence[torch.Tensor]) -> dict[int, Flattened]:
     return {id(one.param): one for one in found if id(one.param) in wanted}
 
 
+def steps_by_parts(zero: Any) -> bool:
+    """Whether it calls its optimizer once for each flattened parameter instead of once for all."""
+    return type(zero).__module__.startswith("deepspeed.runtime.zero.")
+
+
 def live_zeros() -> Iterator[Any]:
     """The ZeRO optimizers of this process."""
     for kind, _ in _kinds():
@@ -68,18 +75,39 @@ def _kinds() -> list[tuple[type, Callable[[Any], Iterator[Flattened]]]]:
     names = (
         ("deepspeed.runtime.zero.stage_1_and_2", "DeepSpeedZeroOptimizer", _stages_1_and_2),
         ("deepspeed.runtime.zero.stage3", "DeepSpeedZeroOptimizer_Stage3", _stage_3),
+        ("deepspeed.runtime.bf16_optimizer", "BF16_Optimizer", _bf16),
+        ("deepspeed.runtime.fp16.unfused_optimizer", "FP16_UnfusedOptimizer", _fp16_each),
     )
     known = ((getattr(sys.modules.get(module), name, None), find) for module, name, find in names)
     return [(kind, find) for kind, find in known if kind is not None]
 
 
 def _stages_1_and_2(zero: Any) -> Iterator[Flattened]:
-    for group, (flat, whole, params) in enumerate(
-        zip(zero.single_partition_of_fp32_groups, zero.bit16_groups_flat, zero.bit16_groups, strict=True)
-    ):
-        process_group = zero.real_dp_process_group[group]
-        first = torch.distributed.get_rank(process_group) * flat.numel()
-        if flat.numel() * torch.distributed.get_world_size(process_group) != whole.numel():
+    flat = zero.single_partition_of_fp32_groups
+    return _in_one_buffer(flat, zero.bit16_groups_flat, zero.bit16_groups, zero.real_dp_process_group)
+
+
+def _bf16(zero: Any) -> Iterator[Flattened]:
+    flat = zero.fp32_groups_flat_partition
+    return _in_one_buffer(flat, zero.bf16_groups_flat, zero.bf16_groups, zero.real_dp_process_group)
+
+
+def _fp16_each(zero: Any) -> Iterator[Flattened]:
+    """A float32 copy of each parameter is stepped, all of it."""
+    for group, (copies, params) in enumerate(zip(zero.fp32_groups, zero.fp16_groups, strict=True)):
+        for index, (copy, param) in enumerate(zip(copies, params, strict=True)):
+            size = param.numel()
+            piece = Piece((size,), (0,), (size,), whole=tuple(param.shape))
+            yield Flattened(copy, group, (Member(param, index, Stretch(0, size, piece)),))
+
+
+def _in_one_buffer(
+    flats: Sequence[Any], wholes: Sequence[Any], groups: Sequence[Any], process_groups: Sequence[Any]
+) -> Iterator[Flattened]:
+    """Each group's parameters are views of one buffer, of which this rank's equal part is stepped."""
+    for group, (flat, whole, params) in enumerate(zip(flats, wholes, groups, strict=True)):
+        first = torch.distributed.get_rank(process_groups[group]) * flat.numel()
+        if flat.numel() * torch.distributed.get_world_size(process_groups[group]) != whole.numel():
             raise ValueError("the parts do not make the whole")
         members = []
         for index, param in enumerate(params):

@@ -48,6 +48,9 @@ def main(out: Path, arguments: list[str]) -> None:
         "zero_optimization": stage,
         "zero_allow_untested_optimizer": True,
     }
+    if "bf16" in options or "fp16" in options:
+        config |= {"bf16": {"enabled": "bf16" in options}, "fp16": {"enabled": "fp16" in options}}
+        config |= {"data_types": {"grad_accum_dtype": "fp32"}} if "accum" in options else {}
     with optrace.record(out / name, values="full" if "full" in options else "sample"):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         for step in range(1, steps + 1):

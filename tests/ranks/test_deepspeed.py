@@ -6,12 +6,14 @@ import importlib.util
 
 import numpy as np
 import pytest
+from transformer import make
 
 import optrace
+from optrace.trace.measure import fingerprint
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
 
-RUNS = "zero2-robin zero3-full zero0-groups zero1-groups zero3-groups-small".split()
+RUNS = "zero2-robin zero3-full zero0-groups zero1-groups zero3-groups-small zero1-bf16-accum zero0-bf16".split()
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +56,20 @@ def test_each_rank_holds_a_part_and_all_together_the_whole(layouts, zero, run):
     assert own.equals(theirs)
     held = [trace.rank(rank).table("tensors", step=1, quantity="update")["numel"].sum() for rank in trace.ranks]
     assert sum(held) == plain.params["numel"].sum() and min(held) > 0.4 * sum(held)
+
+
+@pytest.mark.parametrize(("run", "steps"), [("zero1-bf16-accum", 4), ("zero0-bf16", 5)])
+def test_the_float32_copies_of_a_16_bit_model_have_its_names(zero, run, steps):
+    """Without partitions DeepSpeed begins with a step of its own, from zero gradients."""
+    trace, model = optrace.open(zero / run), make()
+    assert trace.problems == [] and trace.drifts == [] and trace.verify() == [] and trace.last_step() == steps
+    assert set(trace.params["param"]) == {name for name, _ in model.named_parameters()}
+    start = trace.table("tensors", step=0, quantity="param").set_index("param")
+    for name, param in model.named_parameters():
+        rounded = param.detach().bfloat16().float().numpy()
+        assert start.loc[name, "fingerprint"] == np.int64(np.uint64(fingerprint(rounded) % 2**64)), name
+        assert start.loc[name, "dtype"] == "float32" and start.loc[name, "numel"] == param.numel()
+    assert trace.steps["n_backward"].tolist() == [0] * (steps - 4) + [1] * 4
 
 
 def test_whole_values_are_put_together_from_flattened_parts(layouts, zero):
