@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from optrace.compare.columns import Numbering, Side
+from optrace.compare.columns import KEYS, Numbering, Side
 from optrace.compare.hyper import HyperComparison
 from optrace.compare.match import Matching
 from optrace.compare.order import HYPER_RANK, MISSING_RANK, rank_of
@@ -165,9 +165,15 @@ class Facts:
         for step in later:
             found = []
             for side in (side_a, side_b):
-                rows = side.load(int(step), int(step), ["step", "optimizer", "group", "param", "quantity", "dtype"])
-                texts = rows.texts("dtype")
-                found.append({(int(c), int(q)): t for c, q, t in zip(rows.cell, rows.quantity, texts, strict=True)})
+                rows = side.load(int(step), int(step), [*KEYS, "dtype", "numel"])
+                texts, sizes = rows.texts("dtype"), rows.columns["numel"]
+                found.append(
+                    {
+                        (int(c), int(q)): text
+                        for c, q, text, size in zip(rows.cell, rows.quantity, texts, sizes, strict=True)
+                        if size > 1 or not text.startswith(("int", "uint"))  # counts lose no precision
+                    }
+                )
             for (cell_number, quantity), dtype in found[0].items():
                 name, other = self.numbering.quantities[quantity], found[1].get((cell_number, quantity))
                 if name.startswith("state.") and other is not None and other != dtype:

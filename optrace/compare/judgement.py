@@ -73,10 +73,10 @@ class Judgement:
         if _has_values(walk.side_a) and _has_values(walk.side_b):
             self._look_closer(fails)
             fails = self._fails()
-        if not walk.exact_decides and walk.tolerance.first is None and fails.any():
+        if walk.tolerance.first is None and fails.any():
             self._grant_explained(fails)
             fails = self._fails()
-        if walk.orthogonal.matters and not walk.exact_decides and walk.tolerance.first is None:
+        if walk.orthogonal.matters and walk.tolerance.first is None:
             self._doubt_orthogonal(fails)
             fails = self._fails()
         self.follows = self.inputs > 0 if walk.exact_decides else ~fails

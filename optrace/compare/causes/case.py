@@ -120,6 +120,16 @@ class Case:
                 found[cell, kind.removesuffix("_in") + dot + key] = row
         return {key: row for key, row in found.items() if key[1] == "param" or key[1].startswith("state.")}
 
+    def inputs_apart(self) -> bool:
+        """Whether the bits of what the first divergent row was computed from differ."""
+        if self.first is None or (cell := self.first_cell) is None:
+            return False
+        a, b = self.at(self.first.step)
+        before = self.before(self.first.step, 0), self.before(self.first.step, 1)
+        pairs = [(a.get((cell, "grad")), b.get((cell, "grad")))]
+        pairs += [(row, before[1].get(key)) for key, row in before[0].items() if key[0] == cell]
+        return any(x is not None and y is not None and x.fingerprint != y.fingerprint for x, y in pairs)
+
     def _rows(self, side: int, step: int) -> Snapshot:
         rows: Rows = self.sides[side].load(step, step, BODY)
         columns = rows.columns
@@ -178,14 +188,15 @@ class Case:
     def between(self, side: int, step: int) -> list[Event]:
         """Events of a side since the step before `step` was completed, up to that step's own."""
         events = self.events[side]
-        return list(events.read(events.before_step(self._index(side), step)))
+        return list(events.read(events.before_step(self.index(side), step)))
 
     def kinds_between(self, side: int, step: int) -> list[str]:
         """The kinds of those events, in order."""
         events = self.events[side]
-        return events.kinds(events.before_step(self._index(side), step))
+        return events.kinds(events.before_step(self.index(side), step))
 
-    def _index(self, side: int) -> int:
+    def index(self, side: int) -> int:
+        """Number of a side's optimizer of the pair in question."""
         matched = self.matching.pairs[self.pair]
         return matched.a if side == 0 else matched.b
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
+
 from optrace.compare.causes.batches import accumulated_otherwise, of_batches
 from optrace.compare.causes.case import Case
 from optrace.compare.causes.cause import Cause
-from optrace.compare.causes.gradient_rows import gradients_at
+from optrace.compare.causes.gradient_rows import Gradients, gradients_at
 from optrace.compare.causes.micro import parted_after
 from optrace.compare.random_states import Generators, RandomStates
 from optrace.compare.words import count_words
+
+_SUMS = 64.0
+"""Distance of gradients in eps that the order of sums may make."""
+_HALF = (2.0**-13, 2.0**-5)
+"""Relative distance of gradients that half precision leaves: 2^-12 to 2^-4 for four small nets under autocast, of which
+the largest are left to speak for themselves."""
 
 
 def upstream(case: Case) -> Iterator[Cause]:
@@ -121,6 +129,7 @@ def _unknown(case: Case, step: int, batch: bool | None, states: RandomStates | N
     found = gradients_at(case, step)
     unequal = [n for n, x, y in zip(found.names, found.a, found.b, strict=True) if x.fingerprint != y.fingerprint]
     told.append(f"{len(unequal)} of {count_words(len(found.names), 'gradient')} differ")
+    told += _size_words(found)
     words = "the gradients differ from equal parameters"
     if batch is False:
         words += " and batches"
@@ -146,6 +155,22 @@ def _random_words(states: RandomStates | None, batch: bool | None, step: int) ->
         yield f"the random state differs ({states.words}), but nothing is seen to draw from it while training{agree}"
     else:
         yield f"the random state differs ({states.words})" + (", as it did before without effect" if step > 1 else "")
+
+
+def _size_words(found: Gradients) -> Iterator[str]:
+    """How far the gradients are apart, where that is as much as a rounding that is known."""
+    a, b = found.flat(0), found.flat(1)
+    known = np.isfinite(a) & np.isfinite(b)
+    size = float(np.sqrt((a[known] ** 2).sum()))
+    apart = float(np.sqrt(((a - b)[known] ** 2).sum())) / size if size else 0.0
+    shown = f"they are apart by {apart:.1g} of their size"
+    if 0 < apart <= _SUMS * found.eps:
+        yield (
+            f"{shown}, as other kernels or another order of sums make it: if the job does not repeat itself, record"
+            " {A} twice and compare with --noise"
+        )
+    elif found.eps < _HALF[0] and _HALF[0] <= apart <= _HALF[1]:
+        yield f"{shown}, as half precision or TF32 in the passes of one side may make it (autocast?)"
 
 
 def _order(case: Case, side: int, step: int) -> str:

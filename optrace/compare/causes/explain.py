@@ -232,23 +232,11 @@ def _of_update(case: Case, rules: _Rules) -> list[Cause]:
     counted = list(state.counter_after(case))
     if counted:
         return counted
-    if verdict.same_rule and (_inputs_apart(case) or (case.within_tolerance and not case.same_code)):
+    if verdict.same_rule and (
+        (not case.exact_decides and case.inputs_apart()) or (case.within_tolerance and not case.same_code)
+    ):
         return list(steps.rounding(case, (verdict.rule_a, verdict.n_steps)))
     return [unknown(case, case.pair, verdict)]
-
-
-def _inputs_apart(case: Case) -> bool:
-    """Whether the bits of what the first divergent update was computed from differ, within tolerance."""
-    first = case.first
-    assert first is not None
-    if case.exact_decides or case.first_cell is None:
-        return False
-    cell = case.first_cell
-    a, b = case.at(first.step)
-    before = case.before(first.step, 0), case.before(first.step, 1)
-    pairs = [(a.get((cell, "grad")), b.get((cell, "grad")))]
-    pairs += [(row, before[1].get(key)) for key, row in before[0].items() if key[0] == cell]
-    return any(x is not None and y is not None and x.fingerprint != y.fingerprint for x, y in pairs)
 
 
 def _beside(case: Case, rules: _Rules) -> Iterator[Cause]:

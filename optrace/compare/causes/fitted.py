@@ -29,6 +29,8 @@ def fitted_variants(record: Recorded, rule: Rule) -> Iterator[tuple[Variant, Gro
     if cube is None:
         return
     cube = renamed(cube, names)
+    if any(_is_gradient(cube, key) for key in rule.state_keys):
+        return  # state that shares the gradient's memory: no number of its own tells what the rule does
     options = record.groups_for(rule.name)
     if any(unlike(own, rule.defaults) for groups in options.values() for own in groups.values()):
         return
@@ -106,6 +108,16 @@ def _columns(cube: Cube, key: str, rule: Rule, options: Mapping[int, Any]) -> tu
 
 def _inputs(cube: Cube) -> tuple[Floats, Floats]:
     return cube.values["grad"][:_STEPS], cube.before["param"][:_STEPS]
+
+
+def _is_gradient(cube: Cube, key: str) -> bool:
+    """Whether a state is the gradient of the same step before each of the first steps at which it is known."""
+    name = f"state.{key}"
+    if name not in cube.before or "grad" not in cube.values:
+        return False
+    known = cube.known_before[name][:_STEPS] & cube.there["grad"][:_STEPS]
+    old, grad = cube.before[name][:_STEPS][known], cube.values["grad"][:_STEPS][known]
+    return bool(np.nansum(np.abs(grad)) > 0 and np.array_equal(old, grad, equal_nan=True))
 
 
 def _tidy(number: float) -> float:

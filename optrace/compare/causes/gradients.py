@@ -185,7 +185,10 @@ def _accumulated(case: Case, step: int, found: Gradients) -> Cause | None:
         known = np.isfinite(own) & np.isfinite(theirs) & np.isfinite(old)  # without samples nothing is
         own, theirs, old = own[known], theirs[known], old[known]
         if np.abs(old).max(initial=0.0) and close(theirs + old, own, scale=np.abs(theirs) + np.abs(old), eps=found.eps):
-            seen = "a zero_grad" if "zero_grad" in case.kinds_between(side, step) else "no zero_grad"
+            zeroed = {event.optimizer for event in case.between(side, step) if event.kind == "zero_grad"}
+            seen = "a zero_grad" if zeroed else "no zero_grad"
+            if zeroed and not zeroed & {-1, case.index(side)}:
+                seen = f"only a zero_grad of optimizer {', '.join(map(str, sorted(zeroed)))}"
             return Cause(
                 "grad-accumulated",
                 f"the gradients of {name} at step {step} still hold those of step {before}",

@@ -233,6 +233,15 @@ def _option(case: Case, key: str, several: list[HyperDifference]) -> Cause:
         fix = f"in {{B}} build {schedulers} with cycle_momentum=False, or do so in both"
     else:
         fix = f"in {{B}} set {names} to {a}{where}"
+        course = [value for value in _course(case, key, first, 0).values() if isinstance(value, int | float)]
+        late = _late(_course(case, key, first, 0), _course(case, key, first, 1))
+        if len(set(course)) > 1:
+            ends = f"from {value_words(course[0])} to {value_words(course[-1])}"
+            fix = f"in {{B}} move {names}{where} as {{A}} does: {ends}"
+        if late:
+            word = f"{count_words(abs(late), 'step')} {'late' if late > 0 else 'early'}"
+            evidence.append(f"{names} of {{B}} is {{A}}'s, {word}")
+            fix = f"in {{B}} set {names} {count_words(abs(late), 'step')} {'earlier' if late > 0 else 'later'}{where}"
     return Cause(
         "group-option",
         f"{names}{where} is {b} in {{B}}, {a} in {{A}}{since}",
@@ -241,6 +250,22 @@ def _option(case: Case, key: str, several: list[HyperDifference]) -> Cause:
         steps=(first.step, max(found.step + found.count - 1 for found in several)),
         params=tuple(cell.param_a for _, cell in case.cells(first.pair) if cell.group_a in groups),
     )
+
+
+def _course(case: Case, key: str, found: HyperDifference, side: int) -> dict[int, object]:
+    """An option of a side's group by step."""
+    group = found.group_b if side else found.group_a
+    options = case.options(side, found.pair)
+    return {step: groups[group][key] for step, groups in sorted(options.items()) if key in groups.get(group, {})}
+
+
+def _late(a: dict[int, object], b: dict[int, object]) -> int:
+    """By how many steps B's course of an option is A's, late (positive) or early; 0 where it is not."""
+    for k in (1, -1, 2, -2):
+        both = [step for step in b if step - k in a]
+        if len({b[step] for step in both}) >= 3 and all(b[step] == a[step - k] for step in both):
+            return k
+    return 0
 
 
 def cycled(case: Case, key: str) -> bool:

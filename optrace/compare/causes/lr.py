@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -253,11 +254,25 @@ class _Stories:
             fix = f"in {{B}} {' and '.join(fixes)}"
         else:
             fix = "give the schedule of {B} the base lr and the options that it has in {A}"
+        exchanged = self._exchanged()
+        if exchanged:
+            evidence.append(
+                f"lr of groups {exchanged[0]} and {exchanged[1]} is exchanged: each has the other's of {{A}}"
+            )
+            fix = f"in {{B}} exchange what groups {exchanged[0]} and {exchanged[1]} are given, or their parameters"
         hint = self._loaded()
         if hint is not None:
             evidence.append(hint.evidence)
             fix += f": {hint.fix}" if all(fixes) else f"; {hint.fix}"
         return Cause("lr-value", "; ".join(lines), fix, tuple(evidence), steps=(self.start, self.last))
+
+    def _exchanged(self) -> tuple[int, int] | None:
+        """Two groups that have each other's lr of A at all steps; None where no two have."""
+        for one, other in itertools.combinations(self.changed, 2):
+            both = np.intersect1d(one.both, other.both)
+            if same(one.b[both], other.a[both]).all() and same(other.b[both], one.a[both]).all():
+                return one.groups[1], other.groups[1]
+        return None
 
     def _rounded(self) -> bool:
         """Whether every lr of one side is the other's as float32 has it."""

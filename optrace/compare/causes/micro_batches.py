@@ -17,8 +17,10 @@ def partly(case: Case, step: int, found: Gradients) -> Cause | None:
         return None  # a backward is no optimizer's own: a generator's goes through its discriminator
     backwards = [case.column("n_backward", side).get(step, 0) for side in (0, 1)]
     lost = [_lost(case.kinds_between(side, step)) for side in (0, 1)]
+    closure = _in_closures(case, step, lost)
+    if closure is not None:
+        return closure
     for side, name in ((1, "{B}"), (0, "{A}")):
-        other = ("{B}", "{A}")[side]
         n, most = lost[side]
         passed = _passed_over(case, side, step, lost)
         if passed is not None:
@@ -38,15 +40,49 @@ def partly(case: Case, step: int, found: Gradients) -> Cause | None:
         if 0 < backwards[side] < backwards[1 - side] and backwards[1 - side] > 1:
             batches = [case.column("batch", s).get(step) for s in (0, 1)]
             if batches[0] is not None and batches[0] == batches[1]:
-                return Cause(
-                    "grad-partial",
-                    f"{name} runs {backwards[side]:g} backward passes for step {step}, {other} {backwards[1 - side]:g}"
-                    " on the same batches",
-                    f"in {name} step only after all micro-batches have gone backward",
-                    ("the same batches were loaded on both sides",),
-                    steps=(step, max(case.steps)),
-                )
+                return _on_the_same(case, side, step, backwards)
     return None
+
+
+def _in_closures(case: Case, step: int, lost: Sequence[tuple[int, int]]) -> Cause | None:
+    """A closure that does not zero the gradients between its evaluations, where the other side's does."""
+    if not all("closure" in case.kinds_between(side, step) for side in (0, 1)):
+        return None
+    zeroes = [n > 0 for n, _ in lost]
+    if zeroes[0] == zeroes[1]:
+        return None
+    name, other = ("{B}", "{A}") if zeroes[0] else ("{A}", "{B}")
+    fix = "call optimizer.zero_grad() at the start of the closure"
+    return Cause(
+        "grad-accumulated",
+        f"the closure of {name} adds up the gradients of its {lost[zeroes[0]][1]} evaluations at step {step}; that of"
+        f" {other} zeroes them before each",
+        f"in {{B}} {fix}" if zeroes[0] else f"{fix}, in both",
+        (f"no zero_grad between the backward passes of step {step} in {name}, one before each in {other}",),
+        steps=(step, max(case.steps)),
+    )
+
+
+def _on_the_same(case: Case, side: int, step: int, backwards: Sequence[float]) -> Cause:
+    """A side that goes backward less often than the other for a step on the same batches."""
+    name, other = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
+    less, more = (f"{n:g} backward {'pass' if n == 1 else 'passes'}" for n in (backwards[side], backwards[1 - side]))
+    evidence = ["the same batches were loaded on both sides"]
+    others = Counter(_used(case, s) for s in case.steps if s != step).most_common(1)
+    if side == 1:
+        words, code = (
+            f"{name} runs {less} for step {step}, {other} {backwards[0]:g} on the same batches",
+            "grad-partial",
+        )
+        fix = "in {B} step only after all micro-batches have gone backward"
+    else:
+        words, code = f"{other} runs {more} for step {step}, {name} {less} on the same batches", "grad-accumulated"
+        fix = (
+            "look in {B} for a second backward before the step, of another loss or of one again, and zero_grad after it"
+        )
+    if others and others[0][0] == (backwards[side],) * 2:
+        evidence.append(f"at most other steps both run {less}")
+    return Cause(code, words, fix, tuple(evidence), steps=(step, max(case.steps)))
 
 
 def _passed_over(case: Case, side: int, step: int, lost: Sequence[tuple[int, int]]) -> Cause | None:

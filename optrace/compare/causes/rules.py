@@ -100,12 +100,13 @@ def unknown(case: Case, pair: int, verdict: Verdict) -> Cause:
             f" {case.subject(1, pair)} does not, nor any known variant of it"
         )
     what = first.quantity.partition(".")[2] or first.quantity
+    inputs = "inputs that are equal but for rounding" if case.inputs_apart() else "equal inputs"
     fix = "compare the two rules at this step by hand (optrace repro {A} {B} writes the numbers)"
     if verdict.known == WHOLE:
         fix = "record both runs again with --values full, and compare those"
     return Cause(
         "rule-unknown",
-        f"from equal inputs {{B}} computes another {what} than {{A}} at step {first.step}, and no known variant"
+        f"from {inputs} {{B}} computes another {what} than {{A}} at step {first.step}, and no known variant"
         " explains it",
         fix,
         tuple(evidence),

@@ -215,14 +215,29 @@ def _value(case: Case, step: int, when: str, a: State, b: State, differing: Sequ
     elif len(every) and np.ptp(every) <= 1e-4 * abs(every[0]):
         how = f"is {factor_words(float(every[0]))} {{A}}'s"
         evidence.append(f"one factor, {figure(float(every[0]))}, at all sampled elements")
+    fix, alias = RELOAD, _of_gradient(case, step, places) if when.startswith("comes") else ""
+    if alias:
+        evidence.append(f"{alias} of {{B}} before step {step} is the gradient of step {step}, to the bit")
+        fix = f"in {{B}} copy the gradient into {alias} (clone): they share their memory, and backward changes both"
+    elif when.startswith("comes") and "load_state_dict" not in case.kinds_between(1, step):
+        fix = f"look in {{B}} for what changes the state between steps, just before step {step}"
     return Cause(
         "state-value",
         f"{{B}} {when} with other state than {{A}}: {_listed(list(differing))} {how}",
-        RELOAD,
+        fix,
         tuple(evidence),
         steps=(step, step),
         params=tuple(_names(case, cells)),
     )
+
+
+def _of_gradient(case: Case, step: int, places: Sequence[tuple[int, str]]) -> str:
+    """B's state that is the gradient of the same step, at all these places; empty where it is not."""
+    state, rows = case.before(step, 1), case.at(step)[1]
+    keys = {key for _, key in places}
+    pairs = [(state.get((cell, f"state.{key}")), rows.get((cell, "grad"))) for cell, key in places]
+    alike = all(x is not None and y is not None and x.fingerprint == y.fingerprint and y.l2 > 0 for x, y in pairs)
+    return keys.pop() if alike and len(keys) == 1 else ""
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -64,10 +64,11 @@ def rounding(case: Case, follows: tuple[str, int] | None = None) -> Iterator[Cau
             f"both follow {follows[0]} at all {count_words(follows[1], 'step')} when each is replayed from its own"
             " inputs, which differ by rounding; here the rule makes much of little"
         )
+    fix = "compare with --noise A2, a second recording of {A}, or let both repeat themselves to the bit"
     yield Cause(
         "noise",
         f"the bits differ{since}, and every step is within the rounding of its inputs",
-        "",
+        fix if case.exact_decides else "",
         (evidence,),
     )
 
