@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optrace.compare.columns import BODY, Floats, Numbering, Rows, Side
+from optrace.compare.columns import BODY, KEYS, Floats, Numbering, Rows, Side
 from optrace.trace.dtypes import eps_of
 
 _STEPS = 3
@@ -33,11 +33,14 @@ def match_state(side_a: Side, side_b: Side, numbering: Numbering, steps: Sequenc
     first = list(steps[: _STEPS + 1])
     if not first:
         return StateNames(())
-    rows_a = side_a.load(first[0], first[-1], BODY, quantity="state.*")
-    rows_b = side_b.load(first[0], first[-1], BODY, quantity="state.*")
-    keys_a = {int(code) for code in np.unique(rows_a.quantity)}
-    keys_b = {int(code) for code in np.unique(rows_b.quantity)}
+    keys_a, keys_b = (
+        {int(code) for code in np.unique(side.load(first[0], first[-1], KEYS, quantity="state.*").quantity)}
+        for side in (side_a, side_b)
+    )
     free_a, free_b = sorted(keys_a - keys_b), sorted(keys_b - keys_a)
+    if not (free_a and free_b):
+        return StateNames(())
+    rows_a, rows_b = (side.load(first[0], first[-1], BODY, quantity="state.*") for side in (side_a, side_b))
     factors = {(i, j): _factor(rows_a, rows_b, i, j) for i in free_a for j in free_b}
     equal = [pair for pair, factor in factors.items() if factor == 1.0]
     names = numbering.quantities
