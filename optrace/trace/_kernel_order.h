@@ -6,41 +6,21 @@ enum { TABLES = 4 };
 typedef struct {
     Py_buffer message, place;
     Segment *segment;
-    PyObject *capsule;
-    const Window *window; /* what the capsule holds; NULL: none */
+    const Window *window; /* NULL: none */
 } Batch;
 
-/* The members of an order, one a table: None, or a tuple that begins with a stream and a message. */
+/* The members of an order, one a table: None, or a tuple that begins with a segment and a message. */
 enum { OF_GROUPS, OF_TENSORS, OF_STEPS, OF_EVENTS };
-
-static PyObject *word_place, *word_window;
-
-static int intern_order(void)
-{
-    word_place = PyUnicode_InternFromString("place");
-    word_window = PyUnicode_InternFromString("window");
-    return word_place && word_window ? 0 : -1;
-}
-
-static int take_stream(PyObject *stream, Batch *batch)
-{
-    PyObject *place = PyObject_GetAttr(stream, word_place);
-    const int taken = place ? take_segment(place, &batch->segment, &batch->place) : -1;
-    Py_XDECREF(place);
-    if (taken < 0 || !(batch->capsule = PyObject_GetAttr(stream, word_window)))
-        return -1;
-    batch->window = window_in(batch->capsule);
-    return PyErr_Occurred() ? -1 : 0;
-}
 
 static int take_batch(PyObject *part, Batch *batch)
 {
     if (!PyTuple_CheckExact(part) || PyTuple_Size(part) < 2) {
-        PyErr_SetString(PyExc_TypeError, "a part of an order is None or (stream, message, ...)");
+        PyErr_SetString(PyExc_TypeError, "a part of an order is None or (segment, message, ...)");
         return -1;
     }
-    if (take_stream(PyTuple_GetItem(part, 0), batch) < 0)
+    if (take_segment(PyTuple_GetItem(part, 0), &batch->segment, &batch->place) < 0)
         return -1;
+    batch->window = window_of(batch->segment);
     return PyObject_GetBuffer(PyTuple_GetItem(part, 1), &batch->message, PyBUF_WRITABLE);
 }
 
@@ -50,7 +30,6 @@ static void leave_batch(Batch *batch)
         PyBuffer_Release(&batch->message);
     if (batch->place.obj)
         PyBuffer_Release(&batch->place);
-    Py_XDECREF(batch->capsule);
 }
 
 /* Whether its segment takes the batch as things are. */
@@ -60,7 +39,7 @@ static int is_taken(const Batch *batch, int64_t now)
            (!batch->window || has_room(batch->window, batch->segment->size, batch->message.len, now));
 }
 
-/* (stream, message, place of the steps, rows) */
+/* (segment, message, place of the steps, rows) */
 static int order_groups(PyObject *part, Batch *batch, int64_t step)
 {
     const long long place = number_at(part, 2), rows = number_at(part, 3);
@@ -71,7 +50,7 @@ static int order_groups(PyObject *part, Batch *batch, int64_t step)
     return 1;
 }
 
-/* (stream, message, places, rows, present, which were present when it was laid out) */
+/* (segment, message, places, rows, present, which were present when it was laid out) */
 static int order_tensors(PyObject *part, Batch *batch, int64_t step)
 {
     Py_buffer places = {0}, rows = {0}, present = {0};
@@ -96,7 +75,7 @@ static int order_tensors(PyObject *part, Batch *batch, int64_t step)
     return fits;
 }
 
-/* (stream, message, fields, place of the step, of the optimizer) */
+/* (segment, message, fields, place of the step, of the optimizer) */
 static int order_steps(PyObject *part, Batch *batch, int64_t step, int32_t optimizer, PyObject *values)
 {
     const long long step_at = number_at(part, 3), optimizer_at = number_at(part, 4);
@@ -110,7 +89,7 @@ static int order_steps(PyObject *part, Batch *batch, int64_t step, int32_t optim
     return 1;
 }
 
-/* (stream, message, places, kinds, sizes) */
+/* (segment, message, places, kinds, sizes) */
 static int order_events(PyObject *part, Batch *batch, PyObject *events)
 {
     Py_buffer places;
@@ -216,7 +195,7 @@ static int fill_order(PyObject *order, Batch *batches, int64_t step, int32_t opt
 static long fill_and_write(PyObject *order, long long step, long long optimizer, PyObject *values, PyObject *events,
                            long long limit)
 {
-    Batch batches[TABLES] = {{{0}, {0}, NULL, NULL, NULL}};
+    Batch batches[TABLES] = {{{0}, {0}, NULL, NULL}};
     int problem = 0;
     if (PyErr_Occurred())
         return -1;

@@ -30,10 +30,15 @@ typedef struct {
 } Window;
 
 /* What Python holds of an open segment: a descriptor (-1: none), the bytes of whole messages, when one was last written
- * without a window. */
+ * without a window, and the window's address (0: none), whose capsule Python keeps as long as it is here. */
 typedef struct {
-    int64_t descriptor, size, last;
+    int64_t descriptor, size, last, window;
 } Segment;
+
+static const Window *window_of(const Segment *segment)
+{
+    return (const Window *)(uintptr_t)segment->window;
+}
 
 static int64_t milliseconds(void)
 {
@@ -138,11 +143,11 @@ static int take_segment(PyObject *place, Segment **segment, Py_buffer *buffer)
         return 0;
     }
     PyBuffer_Release(buffer);
-    PyErr_SetString(PyExc_ValueError, "a segment is three 64-bit numbers");
+    PyErr_SetString(PyExc_ValueError, "a segment is four 64-bit numbers");
     return -1;
 }
 
-/* map_window(place, length): a window, or None. */
+/* map_window(place, length): the capsule of a window, whose address is in the segment then; or None. */
 static PyObject *map_window(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     Py_buffer buffer;
@@ -156,10 +161,11 @@ static PyObject *map_window(PyObject *module, PyObject *const *arguments, Py_ssi
     if ((length == -1 && PyErr_Occurred()) || take_segment(arguments[0], &segment, &buffer) < 0)
         return NULL;
     Window *window = length > 0 && length < (1 << 30) ? map_ahead(segment, length) : NULL;
+    PyObject *capsule = window ? PyCapsule_New(window, WINDOW, destroy_window) : NULL;
+    segment->window = capsule ? (int64_t)(uintptr_t)window : 0;
     PyBuffer_Release(&buffer);
     if (!window)
         return Py_NewRef(Py_None);
-    PyObject *capsule = PyCapsule_New(window, WINDOW, destroy_window);
     if (!capsule) {
 #ifdef HAS_WINDOWS
         munmap(window->memory, (size_t)window->length);
@@ -167,12 +173,6 @@ static PyObject *map_window(PyObject *module, PyObject *const *arguments, Py_ssi
         free(window);
     }
     return capsule;
-}
-
-/* The window of a segment: None or a capsule; NULL where there is none. */
-static const Window *window_in(PyObject *capsule)
-{
-    return capsule == Py_None ? NULL : PyCapsule_GetPointer(capsule, WINDOW);
 }
 
 static int has_room(const Window *window, int64_t size, int64_t length, int64_t now)
@@ -192,22 +192,22 @@ static void put_message(const Window *window, const Segment *segment, const char
     __atomic_store_n((uint64_t *)(void *)at, beginning, __ATOMIC_RELEASE); /* now it is part of the stream */
 }
 
-/* append_message(place, window, message): whether there was room for it. */
+/* append_message(place, message): whether there was room for it in a window. */
 static PyObject *append_message(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     Py_buffer buffer, message;
     Segment *segment;
     (void)module;
-    if (n != 3) {
-        PyErr_SetString(PyExc_TypeError, "append_message(place, window, message)");
+    if (n != 2) {
+        PyErr_SetString(PyExc_TypeError, "append_message(place, message)");
         return NULL;
     }
-    const Window *window = window_in(arguments[1]);
-    if (!window || take_segment(arguments[0], &segment, &buffer) < 0)
-        return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
+    if (take_segment(arguments[0], &segment, &buffer) < 0)
+        return NULL;
+    const Window *window = window_of(segment);
     int done = -1;
-    if (PyObject_GetBuffer(arguments[2], &message, PyBUF_SIMPLE) == 0) {
-        done = has_room(window, segment->size, message.len, milliseconds());
+    if (PyObject_GetBuffer(arguments[1], &message, PyBUF_SIMPLE) == 0) {
+        done = window && has_room(window, segment->size, message.len, milliseconds());
         if (done) {
             put_message(window, segment, message.buf, message.len);
             segment->size += message.len;

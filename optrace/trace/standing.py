@@ -41,7 +41,8 @@ class StandingOrder:
         self._groups = groups
         self._tensors = tensors
         self._batches = batches
-        self.parts = tuple([None if part is None else (stream, *part) for stream, part in parts])
+        self._streams = [stream for stream, _ in parts]
+        self.parts = tuple([None if part is None else (stream.place, *part) for stream, part in parts])
         """For the kernel; one a table, in order."""
 
     def write(
@@ -75,7 +76,7 @@ class StandingOrder:
         """Find windows for the next batches of the tables that a write has `done` up to the end of theirs."""
         for table, part in enumerate(self.parts):
             if part is not None and done & _LOOK_AHEAD << table:
-                part[0].look_ahead(len(part[1]))
+                self._streams[table].look_ahead(len(part[1]))
 
 
 def can_stand() -> bool:

@@ -69,9 +69,9 @@ class TableStream:
         self.folder = folder
         self.table = table
         self.number = 1
-        self.place = array("q", (-1, 0, 0))
-        """For the kernel: the descriptor, `size`, and when a batch was last written without a window."""
-        self.window: Any = None
+        self.place = array("q", (-1, 0, 0, 0))
+        """For the kernel: descriptor, `size`, when a batch was last written without a window, the window's address."""
+        self._window: Any = None
         self._no_windows = kernel is None
         self._torn = False
 
@@ -79,6 +79,11 @@ class TableStream:
     def size(self) -> int:
         """Bytes of whole messages in the open segment; 0 when there is none yet."""
         return self.place[1]
+
+    @property
+    def has_window(self) -> bool:
+        """Whether batches go through a window."""
+        return self._window is not None
 
     @property
     def is_open(self) -> bool:
@@ -96,7 +101,7 @@ class TableStream:
             self._open()
         elif self._torn:
             raise TraceError(f"{self.path} ends in a torn batch that could not be cut off; nothing more can be written")
-        if self.window is not None and kernel.append_message(self.place, self.window, message):
+        if self.has_window and kernel.append_message(self.place, message):
             return
         size = self.size
         try:
@@ -113,9 +118,9 @@ class TableStream:
         """Have the next batches, of some `length` bytes each, go through a (new) window, where the system has that."""
         if self._no_windows or not self.is_open:
             return
-        self.window = None
-        self.window = kernel.map_window(self.place, min(max(_AHEAD * length, _LEAST), _MOST))
-        if self.window is None:
+        self._close_window()
+        self._window = kernel.map_window(self.place, min(max(_AHEAD * length, _LEAST), _MOST))
+        if self._window is None:
             self._no_windows = True
             with suppress(OSError):
                 os.ftruncate(self.place[0], self.size)
@@ -124,7 +129,7 @@ class TableStream:
         """Drop everything beyond `size` bytes; OSError when even that fails, and then no further batch is taken."""
         if self.place[0] < 0 or (size == 0 and self.size == 0):
             return
-        self.window = None
+        self._close_window()
         if size == 0:  # the segment did not exist before: neither does it now
             self._close()
             os.unlink(self.path)
@@ -154,15 +159,19 @@ class TableStream:
         if self.place[0] >= 0:
             os.close(self.place[0])
             self.place[0] = -1
-            self.window = None
+            self._close_window()
 
     def _close(self) -> None:
         os.close(self.place[0])
         self.place[0], self.place[1] = -1, 0
 
+    def _close_window(self) -> None:
+        self.place[3] = 0
+        self._window = None
+
     def _leave_window(self) -> None:
-        if self.window is not None:
-            self.window = None
+        if self.has_window:
+            self._close_window()
             os.ftruncate(self.place[0], self.size)
 
     def _open(self) -> None:

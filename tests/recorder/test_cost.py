@@ -98,7 +98,7 @@ def test_a_step_like_the_last_builds_no_arrow_object_and_writes_each_table_once(
     with optrace.record(tmp_path / "run", quiet=True) as session:
         for _ in range(WARM + 1):
             step()
-        mapped = sum(one.window is not None for one in session._rank._tables)
+        mapped = sum(one.has_window for one in session._rank._tables)
         built = [counter.watch(pa, name) for name in ("array", "record_batch", "table", "schema")]
         before = writes()
         for _ in range(3):

@@ -31,7 +31,7 @@ def story(tmp_path):
 
 
 def windows(story):
-    return [stream.table for stream in story.writer._tables if stream.window is not None]
+    return [stream.table for stream in story.writer._tables if stream.has_window]
 
 
 def path_of(story, table):
