@@ -159,3 +159,48 @@ def test_losses_of_two_optimizers_bear_their_names_and_state_of_the_other_takes_
     browser.run(choose, "1")
     time.sleep(0.6)
     assert browser.run(shown) == [*basic, "norm of state.exp_avg", "norm of state.exp_avg_sq"]
+
+
+def marks(browser):
+    """Kind, steps and words of each row of events."""
+    rows = "document.getElementById('losses').data.filter((d) => d.yaxis === 'y2')"
+    return browser.run(f"return {rows}.map((d) => [d.y[0], d.x, d.text])")
+
+
+def test_losses_that_are_not_finite_are_marked_where_their_line_has_a_gap(browser, tmp_path):
+    param = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([("w", param)], lr=0.1)
+    with optrace.record(tmp_path / "run", quiet=True):
+        for factor in (1.0, float("nan"), 1.0, float("inf")):
+            optimizer.zero_grad()
+            (param.detach() * 0 + param * factor).sum().backward()
+            param.grad = torch.ones(3)
+            optimizer.step()
+    losses = optrace.open(tmp_path / "run").steps["loss"].tolist()
+    assert np.isnan(losses[1]) and losses[3] == float("inf")
+    browser.open(optrace.report(tmp_path / "run", output=tmp_path / "page.html"))
+    assert marks(browser) == [["loss", [2, 4], ["nan", "inf"]]]
+
+
+def test_events_of_a_resumed_run_stand_at_the_steps_of_the_whole_one(browser, tmp_path):
+    def run(path, first, last, state=None):
+        torch.manual_seed(0)
+        param = nn.Parameter(torch.randn(3))
+        optimizer = torch.optim.Adam([("w", param)], lr=0.1)
+        if state is not None:
+            param.data.copy_(state[0])
+            optimizer.load_state_dict(state[1])
+        with optrace.record(path, quiet=True):
+            for step in range(first, last + 1):
+                optimizer.zero_grad()
+                (param**2).sum().backward()
+                optimizer.step()
+                if step == 6:
+                    optrace.event("eval")
+        return path, (param.detach().clone(), optimizer.state_dict())
+
+    whole, _ = run(tmp_path / "whole", 1, 8)
+    _, saved = run(tmp_path / "start", 1, 4)
+    resumed, _ = run(tmp_path / "resumed", 5, 8, saved)
+    browser.open(optrace.report(whole, resumed, output=tmp_path / "page.html"))
+    assert [(kind, steps) for kind, steps, _ in marks(browser)].count(("user", [6])) == 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from optrace.compare.arrow import integers, known, numbers
 from optrace.compare.source import Source
 from optrace.trace.reader import Trace
 from optrace.views.html.pack import packed
@@ -239,18 +240,43 @@ def loss_data(sources: Sequence[Source], rows: Sequence[Row]) -> list[dict[str, 
     return lines
 
 
-def event_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Events that do not come at each step, by side and kind: steps and what they said."""
+def event_data(sources: Sequence[Source], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Events that do not come at each step, by side and kind: steps (A's numbers) and what they said.
+
+    Losses that are NaN or inf stand among them, for their line has a gap there.
+    """
     drawn: list[dict[str, Any]] = []
     for side, source in enumerate(sources):
-        frame = _trace(source).events
+        offsets = {row.optimizer_b: row.offset for row in rows} if side else {}
+        whole = next(iter(offsets.values()), 0)
+        lost = _losses_that_are_not_finite(_trace(source), offsets)
+        if lost:
+            drawn.append({"side": side, "kind": "loss", "x": [step for step, _ in lost], "text": [t for _, t in lost]})
+        frame = _trace(source).events.sort_values("seq")
+        made = frame["step"].where(frame["kind"] == "step").cummax().ffill().fillna(0).astype(np.int64)
+        frame["step"] = frame["step"].where(frame["optimizer"] >= 0, made)  # those of no optimizer: after the last step
         begins = [isinstance(data, dict) and data.get("what") == "begin" for data in frame["data"]]
         frame = frame[~frame["kind"].isin(REGULAR) & ~np.array(begins, np.bool_)]
-        for kind, rows in frame.groupby("kind", sort=False):
-            rows = rows.iloc[:: max(1, math.ceil(len(rows) / MOST_EVENTS))]
-            texts = [json.dumps(data, ensure_ascii=False)[:160] for data in rows["data"]]
-            drawn.append({"side": side, "kind": str(kind), "x": rows["step"].tolist(), "text": texts})
+        for kind, found in frame.groupby("kind", sort=False):
+            found = found.iloc[:: max(1, math.ceil(len(found) / MOST_EVENTS))]
+            texts = [json.dumps(data, ensure_ascii=False)[:160] for data in found["data"]]
+            shifts = [offsets.get(optimizer, whole) for optimizer in found["optimizer"]]
+            steps = [int(step) + shift for step, shift in zip(found["step"], shifts, strict=True)]
+            drawn.append({"side": side, "kind": str(kind), "x": steps, "text": texts})
     return drawn
+
+
+def _losses_that_are_not_finite(trace: Trace, offsets: Mapping[int | None, int]) -> list[tuple[int, str]]:
+    """Steps, and `nan`, `inf` or `-inf`; every n-th where there are too many."""
+    table = trace.arrow("steps", columns=["step", "optimizer", "loss"])
+    losses = numbers(table.column("loss"))
+    at = np.flatnonzero(known(table.column("loss")) & ~np.isfinite(losses))
+    at = at[:: max(1, math.ceil(len(at) / MOST_EVENTS))]
+    steps, optimizers = integers(table.column("step"))[at], integers(table.column("optimizer"))[at]
+    return [
+        (int(step) + offsets.get(int(optimizer), 0), str(float(loss)))
+        for step, optimizer, loss in zip(steps, optimizers, losses[at], strict=True)
+    ]
 
 
 def _number(value: Any) -> float | None:

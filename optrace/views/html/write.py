@@ -58,7 +58,7 @@ def report(
     data |= {
         "hyper": hyper_data(sources, table.rows),
         "losses": loss_data(sources, table.rows),
-        "events": event_data(sources),
+        "events": event_data(sources, table.rows),
         "first_step": found.step if found is not None else None,
     }
     shown, more = _folded(sentences(compared)[1]) if compared is not None else ([], [])
