@@ -54,10 +54,69 @@ def train(case, model, out, params=None):
     dist.barrier()
 
 
+class Chain(nn.Module):
+    """Layers one after the other, of which a stage of a pipeline keeps some under their names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleDict({str(number): nn.Linear(8, 8) for number in range(4)})
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = torch.tanh(layer(x))
+        return x
+
+
+def rows_of(step):
+    return torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(made, wanted):
+    return (made - wanted).square().mean()
+
+
+def whole(out):
+    """What the pipeline computes, in one process: two micro-batches a step."""
+    chain = Chain()
+    optimizer = torch.optim.AdamW(chain.parameters(), lr=0.01)
+    with optrace.record(out, quiet=True):
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            rows = rows_of(step)
+            for part, wanted in zip(rows.chunk(2), rows.roll(1, 1).chunk(2), strict=True):
+                (loss_of(chain(part), wanted) / 2).backward()
+            optimizer.step()
+
+
+def pipeline(out):
+    """The same by torch's own pipeline of two stages."""
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    rank, chain = dist.get_rank(), Chain()
+    for name in list(chain.layers):
+        if int(name) // 2 != rank:
+            del chain.layers[name]
+    schedule = ScheduleGPipe(PipelineStage(chain, rank, 2, torch.device("cpu")), n_microbatches=2, loss_fn=loss_of)
+    optimizer = torch.optim.AdamW(chain.parameters(), lr=0.01)
+    with optrace.record(out):
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            if rank:
+                schedule.step(target=rows_of(step).roll(1, 1), losses=[])
+            else:
+                schedule.step(rows_of(step))
+            optimizer.step()
+    dist.barrier()
+
+
 def main(out: Path, arguments: list[str]) -> None:
     """Write a run into `out` for each case; `-named` gives the optimizer names of the rank's own."""
     dist.init_process_group("gloo")
     for case in arguments:
+        if case == "pipeline":
+            pipeline(out / case)
+            continue
         kind, rank = case.removesuffix("-named"), dist.get_rank()
         number = rank // 2 if kind == "stages-sharded" else rank
         model = model_of(kind, number)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from own import STEPS
+from own import STEPS, whole
 
 import optrace
 from optrace.compare.source import open_source
 from optrace.views.overview import overview
 
 LAYERS = ("0.weight", "0.bias", "2.weight", "2.bias")
-CASES = "stages stages-named stages-unlike experts experts-other no-broadcast unreduced neither".split()
+CASES = "stages stages-named stages-unlike experts experts-other no-broadcast unreduced neither pipeline".split()
 EXPERT = tuple(f"expert.{name}" for name in LAYERS)
 
 
@@ -119,6 +119,13 @@ def test_names_of_their_own_and_a_map_say_the_same(own, case, lead):
     report = optrace.diff(own / case, own / f"{case}-named", map=rules)
     assert report.same and report.exact.same and report.extent.params == 8, str(report)
     assert any(f"0.weight@rank{lead} is 0.weight of rank {lead}" in note for note in report.notes)
+
+
+def test_a_pipeline_that_keeps_the_models_names_is_the_single_process_to_the_bit(own, tmp_path):
+    whole(tmp_path / "whole")
+    report = optrace.diff(tmp_path / "whole", own / "pipeline")
+    assert report.same and report.exact.same and report.extent.params == 8, str(report)
+    assert optrace.open(own / "pipeline").own == [] and "replica-drift" not in optrace.lint(own / "pipeline").codes
 
 
 def test_the_overview_says_what_is_the_ranks_own(own):
