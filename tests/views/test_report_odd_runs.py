@@ -59,6 +59,7 @@ def test_nan_on_one_side_is_the_largest_difference_and_is_told_as_such(browser, 
     z = browser.run("return document.getElementById('map').data[0].z.map((row) => Array.from(row))")
     drawn = np.array(z, float)
     assert np.isnan(drawn[2]).all() and np.isnan(drawn[0][:3]).all() and np.isnan(drawn[1][:5]).all()
+    assert browser.text("main .problem") == "b: NaN or inf since step 4, in a."
     assert (drawn[0][3:] == 9).all() and (drawn[1][5:] == 9).all()
     assert browser.run("return document.getElementById('map').data[0].zmax") < 9
     for row in (0, 1):
@@ -179,7 +180,7 @@ def test_losses_that_are_not_finite_are_marked_where_their_line_has_a_gap(browse
     losses = optrace.open(tmp_path / "run").steps["loss"].tolist()
     assert np.isnan(losses[1]) and losses[3] == float("inf")
     browser.open(optrace.report(tmp_path / "run", output=tmp_path / "page.html"))
-    assert marks(browser) == [["loss", [2, 4], ["nan", "inf"]]]
+    assert marks(browser) == [["loss not finite", [2, 4], ["nan", "inf"]]]
 
 
 def test_events_of_a_resumed_run_stand_at_the_steps_of_the_whole_one(browser, tmp_path):

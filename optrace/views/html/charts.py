@@ -251,7 +251,9 @@ def event_data(sources: Sequence[Source], rows: Sequence[Row]) -> list[dict[str,
         whole = next(iter(offsets.values()), 0)
         lost = _losses_that_are_not_finite(_trace(source), offsets)
         if lost:
-            drawn.append({"side": side, "kind": "loss", "x": [step for step, _ in lost], "text": [t for _, t in lost]})
+            drawn.append(
+                {"side": side, "kind": "loss not finite", "x": [step for step, _ in lost], "text": [t for _, t in lost]}
+            )
         frame = _trace(source).events.sort_values("seq")
         made = frame["step"].where(frame["kind"] == "step").cummax().ffill().fillna(0).astype(np.int64)
         frame["step"] = frame["step"].where(frame["optimizer"] >= 0, made)  # those of no optimizer: after the last step

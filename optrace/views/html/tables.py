@@ -48,6 +48,17 @@ def health_rows(table: Table) -> list[dict[str, Any]]:
     return rows
 
 
+def not_finite_words(table: Table, side: int) -> str:
+    """Since when parameters or gradients of a side hold NaN or inf, and which first; empty where none does."""
+    bad = table.grids[side].n_bad > 0
+    if not bad.any():
+        return ""
+    first = int(np.argmax(bad.any(axis=0)))
+    where = [table.labels[i] for i in np.flatnonzero(bad[:, first])]
+    more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+    return f"NaN or inf since step {table.steps[first]}, in {', '.join(where[:3])}{more}"
+
+
 def group_table(source: Source) -> tuple[list[str], list[list[str]]]:
     """The groups at their first recorded step: columns, and one row a group."""
     assert isinstance(source.trace, Trace)

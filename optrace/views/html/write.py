@@ -18,7 +18,7 @@ from optrace.trace.logical import LogicalTrace
 from optrace.trace.reader import Trace
 from optrace.views.html.charts import Row, chart_data, event_data, hyper_data, loss_data, read_table
 from optrace.views.html.pack import script_json
-from optrace.views.html.tables import clip_words, group_table, health_rows, provenance_rows
+from optrace.views.html.tables import clip_words, group_table, health_rows, not_finite_words, provenance_rows
 
 _HERE = Path(__file__).parent
 
@@ -72,6 +72,7 @@ def report(
         health=health_rows(table),
         n_params=table.n_params,
         groups=[(name, *group_table(source)) for name, source in zip(names, sources, strict=True)],
+        not_finite=[(name, not_finite_words(table, side)) for side, name in enumerate(names)],
         clips=[(name, clip_words(source)) for name, source in zip(names, sources, strict=True)],
         problems=[text for name, source in zip(names, sources, strict=True) for text in _troubles(name, source)],
         provenance=provenance_rows(sources),
