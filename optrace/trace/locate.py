@@ -27,7 +27,7 @@ def find_run(path: Path) -> Path:
             raise TraceError(f"cannot read {path}: {error}") from None
     try:
         if not path.exists():
-            raise TraceError(f"there is no trace at {path}")
+            raise TraceError(f"there is no trace at {path}{_part_of_a_run(path)}")
         if not path.is_dir():
             raise TraceError(f"{path} is a file; a trace is a folder with a trace.json")
         if not (path / "trace.json").exists():
@@ -40,6 +40,16 @@ def find_run(path: Path) -> Path:
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a NUL
         raise TraceError(f"cannot read {str(path)!r}: {error}") from None
     return path
+
+
+def _part_of_a_run(path: Path) -> str:
+    """What to give instead of `RUN@1`, which commands and reports take; empty for other paths."""
+    run = path.with_name(path.name.partition("@")[0] or path.name)
+    if run == path or not (run / "trace.json").exists():
+        return ""
+    return (
+        f"; give {run}, and optimizer=1 for one of its optimizers, or a rank of it: optrace.open({str(run)!r}).rank(1)"
+    )
 
 
 def _runs_inside(folder: Path) -> str:

@@ -307,6 +307,18 @@ def test_the_folder_of_the_runs_is_refused_with_the_newest_of_them(tmp_path):
         open_trace(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["1", "SGD", "rank=0"])
+def test_a_part_of_a_run_is_told_how_it_is_chosen_in_python(tmp_path, monkeypatch, part):
+    monkeypatch.chdir(tmp_path)
+    Story(tmp_path / "a").tell(1).writer.close()
+    with pytest.raises(
+        TraceError, match=r"no trace at a@\S+; give a, and optimizer=1 .*: optrace.open\('a'\).rank\(1\)"
+    ):
+        open_trace(f"a@{part}")
+    Story(tmp_path / "a@1").tell(1).writer.close()
+    assert open_trace("a@1").last_step() == 1
+
+
 REFUSED = {
     "absent": (lambda run: None, "there is no trace at"),
     "file": (lambda run: run.write_text("x"), "is a file; a trace is a folder"),
