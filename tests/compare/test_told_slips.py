@@ -91,6 +91,46 @@ def test_an_option_that_moves_is_not_to_be_set_to_one_value(tmp_path):
     assert cause.fix == "in b move weight_decay of groups 0, 1 as a does: from 0.01 to 0.06"
 
 
+class DecaysOneGroup(Run):
+    decays = (0.1, 0.0)
+
+    def make(self):
+        optimizer = super().make()
+        for group, decay in zip(optimizer.param_groups, self.decays, strict=True):
+            group["weight_decay"] = decay
+        return optimizer
+
+
+class DecaysTheOther(DecaysOneGroup):
+    decays = (0.0, 0.1)
+
+
+def test_groups_with_each_others_option_are_each_given_their_own_value(tmp_path):
+    (cause,) = causes(tmp_path, DecaysOneGroup, DecaysTheOther)
+    assert cause.code == "group-option"
+    assert cause.summary == "weight_decay of group 0 is 0.0 in b, 0.1 in a; of group 1 0.1 in b, 0.0 in a"
+    assert cause.fix == "in b set weight_decay to 0.1 of group 0 and to 0.0 of group 1"
+
+
+class Thaws(Run):
+    at = 4
+
+    def begin(self, step):
+        super().begin(step)
+        self.net[0].requires_grad_(step >= self.at)
+
+
+class ThawsEarly(Thaws):
+    at = 2
+
+
+def test_a_layer_that_is_unfrozen_earlier_is_told(tmp_path):
+    cause = causes(tmp_path, Thaws, ThawsEarly)[0]
+    assert cause.code == "grad-missing"
+    assert "None in a up to step 4, in b up to step 2: training of them begins earlier in b" in cause.evidence
+    assert cause.fix.startswith("unfreeze them, or begin to use them, at the same step in both")
+
+
 class GoesBackwardForAnother(Run):
     def middle(self, step):
         if step == 3:
@@ -207,7 +247,7 @@ class NoisyInHalf(Noisy):
 def test_gradients_apart_by_half_precision_are_told_to_be_so(tmp_path):
     cause = causes(tmp_path, Noisy, NoisyInHalf)[0]
     assert cause.code == "grad-upstream"
-    assert any("as half precision or TF32" in words for words in cause.evidence)
+    assert any("half precision in the passes of one side" in words for words in cause.evidence)
 
 
 def attend(path, *, turned):

@@ -170,7 +170,7 @@ def _size_words(found: Gradients) -> Iterator[str]:
             " {A} twice and compare with --noise"
         )
     elif found.eps < _HALF[0] and _HALF[0] <= apart <= _HALF[1]:
-        yield f"{shown}, as half precision or TF32 in the passes of one side may make it (autocast?)"
+        yield f"{shown}: half precision in the passes of one side (autocast, TF32), or a small term of its loss"
 
 
 def _order(case: Case, side: int, step: int) -> str:

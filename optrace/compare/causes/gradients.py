@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from optrace.compare.arrow import integers, numbers
 from optrace.compare.causes.case import Case, close, factor_words, few, figure
 from optrace.compare.causes.cause import Cause
 from optrace.compare.causes.clip_places import clipped_between, clipped_in_parts
@@ -50,6 +51,13 @@ def missing(case: Case) -> Iterator[Cause]:
                 evidence.append(f"in {name} zero_grad comes after the last backward of step {first.step}")
                 fix = f"in {name} call zero_grad before backward, or after step, and not between the two"
             evidence += [f"the gradient in {other} is all zeros"] if zeros else []
+            begin = [_begins(case, s, [n for n, cell in case.cells() if cell.param_a in names]) for s in (0, 1)]
+            if not zeros and begin[0] != begin[1] and max(begin) <= max(case.steps):
+                sides = [
+                    f"in {side} up to step {n - 1}" for side, n in zip(("{A}", "{B}"), begin, strict=True) if n > 1
+                ]
+                evidence.append(f"None {', '.join(sides)}: training of {them} begins earlier in {other}")
+                fix = "unfreeze them, or begin to use them, at the same step in both"
             yield Cause(
                 "grad-missing",
                 f"the gradient of {few(names)} is None in {name} at step {first.step}, and a tensor in {other}",
@@ -58,6 +66,24 @@ def missing(case: Case) -> Iterator[Cause]:
                 steps=(first.step, first.step),
                 params=tuple(names),
             )
+
+
+def _begins(case: Case, side: int, cells: Sequence[int]) -> int:
+    """The first step (A's number) at which a side has a gradient of any of these parameters; one past all: never."""
+    first = max(case.steps) + 1
+    matched = case.matching.pairs[case.pair]
+    for number in cells[:1]:
+        cell = case.numbering.cells[number]
+        table = case.sources[side].trace.arrow(
+            "tensors",
+            optimizer=matched.b if side else matched.a,
+            param=cell.param_b if side else cell.param_a,
+            quantity="grad",
+            columns=["step", "present"],
+        )
+        there = integers(table.column("step"))[numbers(table.column("present")).astype(bool)]
+        first = min([first, *(there + (case.offset(case.pair) if side else 0)).tolist()])
+    return int(first)
 
 
 def changed(case: Case) -> Iterator[Cause]:

@@ -242,9 +242,17 @@ def _option(case: Case, key: str, several: list[HyperDifference]) -> Cause:
             word = f"{count_words(abs(late), 'step')} {'late' if late > 0 else 'early'}"
             evidence.append(f"{names} of {{B}} is {{A}}'s, {word}")
             fix = f"in {{B}} set {names} {count_words(abs(late), 'step')} {'earlier' if late > 0 else 'later'}{where}"
+    summary = f"{names}{where} is {b} in {{B}}, {a} in {{A}}{since}"
+    if names == key and len({(found.a, found.b) for found in several}) > 1:
+        head, *rest = [(found.group_a, value_words(found.b), value_words(found.a)) for found in several]
+        more = "".join(f"; of group {group} {y} in {{B}}, {x} in {{A}}" for group, y, x in rest)
+        summary = f"{names} of group {head[0]} is {head[1]} in {{B}}, {head[2]} in {{A}}{more}{since}"
+        if fix == f"in {{B}} set {names} to {a}{where}":
+            given = [f"to {value_words(found.a)} of group {found.group_b}" for found in several]
+            fix = f"in {{B}} set {names} {' and '.join(given)}"
     return Cause(
         "group-option",
-        f"{names}{where} is {b} in {{B}}, {a} in {{A}}{since}",
+        summary,
         fix,
         tuple(evidence),
         steps=(first.step, max(found.step + found.count - 1 for found in several)),
