@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 from in_process import said
+
+import optrace
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -17,9 +19,10 @@ def run(*args, cwd):
 
 
 def test_the_examples_rules_are_told_from_their_records(tmp_path, monkeypatch, capsys):
-    shutil.copy(EXAMPLES / "two_layers.py", tmp_path)
     for name in ("torch", "mine"):
-        assert run("record", "-q", "-o", name, "two_layers.py", name, "--steps", "40", cwd=tmp_path).returncode == 0
+        monkeypatch.setattr(sys, "argv", ["two_layers.py", name, "--steps", "40"])
+        with optrace.record(tmp_path / name, quiet=True):
+            runpy.run_path(str(EXAMPLES / "two_layers.py"), run_name="__main__")
     done = run("identify", "torch", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("torch@0 (SGD): SGD, momentum 0.9, lr 0.01 in group 0, 0.001 in others; residual ")
