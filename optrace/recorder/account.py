@@ -57,8 +57,6 @@ def number(value: Value | None) -> float | None:
 class Account:
     """One optimizer's account since its last step."""
 
-    __slots__ = ("batch", "n_backward", "n_losses", "n_skipped", "norm", "pending", "rng", "total")
-
     def __init__(self) -> None:
         self.clear()
 
@@ -77,8 +75,7 @@ class Account:
 
     def copy_from(self, other: Account) -> None:
         """Hold what `other` holds."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(other, name))
+        vars(self).update(vars(other))
         if self.pending is not None:
             self.pending = self.pending.copy()
 

@@ -79,7 +79,8 @@ def known_step(steps: Steps, session: Session, track: Track, optimizer: Any) -> 
         return None
     if any(hasattr(type(optimizer), name) for name in _NOT_ASKED):
         return None
-    order, orders = session.standing_order(track.index)
+    writer, waiting = session.plain_writing()
+    order = writer.orders.get(track.index)
     if order is None:
         return None
     steady, running, finished = parts
@@ -95,22 +96,20 @@ def known_step(steps: Steps, session: Session, track: Track, optimizer: Any) -> 
     return (
         reference,
         get_ident(),
-        session,
         session.plain,
-        track,
-        capture,
-        steady,
         running,
-        *steady.plain_parts,
         order,
-        orders,
+        writer,
+        *steady.plain_parts,
+        writer.orders,
         order.parts,
-        *session.plain_writing(),
+        writer.segment_bytes,
+        waiting.strangers,
         session.context.past_first,
-        session.price,
         0 if finished.tensors is None else len(finished.tensors[1]),
         track.index,
         taken,
         (capture.other_options, write, session.written_in_part, tell_price),
         array("d", (0.0, 0.0)),
+        *map(vars, (session, track, capture, steady, running, order, writer, waiting, session.price, session.context)),
     )

@@ -422,14 +422,9 @@ class Session:
             self._steps.stand_in(optimizer)
         self.plain = plain_parts(self, self._steps.by_id, self._waiting, self._lock)
 
-    def standing_order(self, optimizer: int) -> tuple[Any, Any]:
-        """How the next step of an optimizer is written if it is laid out as the last, and where that is looked up."""
-        orders = self._rank.orders
-        return orders.get(optimizer), orders
-
-    def plain_writing(self) -> tuple[Any, ...]:
-        """What the kernel needs to write a step (see plain_steps.py)."""
-        return self._rank, self._rank.segment_bytes, self._waiting, self._waiting.strangers
+    def plain_writing(self) -> tuple[Any, WaitingEvents]:
+        """What writes steps, and the events that are written with the next one (see plain_steps.py)."""
+        return self._rank, self._waiting
 
     def written_in_part(self, error: Exception) -> None:
         """A step that the kernel wrote failed amid it: take it back and stop."""

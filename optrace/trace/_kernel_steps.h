@@ -3,11 +3,13 @@
  * the same objects. Before anything has been done, whatever is not plain is left to them.
  */
 
-/* What is known of an optimizer whose steps are plain: a tuple of these. */
+/* What is known of an optimizer whose steps are plain: a tuple of these. Where it says "of", it is the dict of the
+ * object's attributes: to look one up there takes half the time, and none of the room that the interpreter has to
+ * remember attributes of types, which the program needs. */
 enum {
-    S_REFERENCE, S_THREAD, S_SESSION, S_PLAIN, S_TRACK, S_CAPTURE, S_STEADY, S_RUNNING, S_KNOWN, S_BEFORE, S_AFTER,
-    S_ORDER, S_ORDERS, S_PARTS, S_WRITER, S_LIMIT, S_WAITING, S_STRANGERS, S_PAST_FIRST, S_PRICE, S_ROWS, S_INDEX,
-    S_TAKEN, S_OTHERS, S_STATE, KNOWN_STEP,
+    S_REFERENCE, S_THREAD, S_PLAIN, S_RUNNING, S_ORDER, S_WRITER, S_KNOWN, S_BEFORE, S_AFTER, S_ORDERS, S_PARTS, S_LIMIT,
+    S_STRANGERS, S_PAST_FIRST, S_ROWS, S_INDEX, S_TAKEN, S_OTHERS, S_STATE, OF_SESSION, OF_TRACK, OF_CAPTURE, OF_STEADY,
+    OF_RUNNING, OF_ORDER, OF_WRITER, OF_WAITING, OF_PRICE, OF_CONTEXT, KNOWN_STEP,
 };
 
 /* What a pair of functions holds: the optimizers known, by id; the steps that have begun, and the last ones; torch's
@@ -77,10 +79,19 @@ static int intern_steps(void)
 
 static PyObject *of_step(PyObject *known, int which) { return PyTuple_GetItem(known, which); }
 
-/* Whether an attribute is this object (None, False, ...). */
-static int is_attribute(PyObject *object, PyObject *name, PyObject *wanted)
+/* Whether a dict holds this object (None, False, ...) under a name. */
+static int holds(PyObject *dict, PyObject *name, PyObject *wanted)
 {
-    return attribute_is(object, name, wanted) && !PyErr_Occurred();
+    return PyDict_GetItemWithError(dict, name) == wanted;
+}
+
+/* What a dict holds, borrowed; NULL with an error set. */
+static PyObject *held(PyObject *dict, PyObject *name)
+{
+    PyObject *value = PyDict_GetItemWithError(dict, name);
+    if (!value && !PyErr_Occurred())
+        PyErr_SetObject(PyExc_AttributeError, name);
+    return value;
 }
 
 /* The number that a function without arguments gives; -1 with an error set. */
@@ -92,20 +103,24 @@ static double told_by(PyObject *function)
     return number;
 }
 
-static int set_float(PyObject *object, PyObject *name, double number)
+/* Puts a new object into a dict. */
+static int put_new(PyObject *dict, PyObject *name, PyObject *value)
 {
-    PyObject *value = PyFloat_FromDouble(number);
-    const int done = value ? PyObject_SetAttr(object, name, value) : -1;
+    const int done = value ? PyDict_SetItem(dict, name, value) : -1;
     Py_XDECREF(value);
     return done;
 }
 
-static int add_to_float(PyObject *object, PyObject *name, double number)
+static int put_float(PyObject *dict, PyObject *name, double number)
 {
-    PyObject *value = PyFloat_FromDouble(number);
-    const int done = value ? add_to_attribute(object, name, value) : -1;
-    Py_XDECREF(value);
-    return done;
+    return put_new(dict, name, PyFloat_FromDouble(number));
+}
+
+/* Adds to a number in a dict. */
+static int add_held(PyObject *dict, PyObject *name, PyObject *number)
+{
+    PyObject *before = held(dict, name);
+    return before ? put_new(dict, name, PyNumber_Add(before, number)) : -1;
 }
 
 static int call_quietly(PyObject *function)
@@ -144,7 +159,7 @@ static int may_step(PyObject *pair, PyObject *known)
     Py_XDECREF(here);
     return same && PyDict_Size(PyTuple_GetItem(pair, P_HOOKS_BEFORE)) == 1 &&
            PyDict_Size(PyTuple_GetItem(pair, P_HOOKS_AFTER)) == 1 &&
-           is_attribute(of_step(known, S_SESSION), word_plain, of_step(known, S_PLAIN));
+           holds(of_step(known, OF_SESSION), word_plain, of_step(known, S_PLAIN));
 }
 
 /* ---- before the rule ------------------------------------------------------------------------------------------- */
@@ -199,7 +214,7 @@ static int note_begun(PyObject *pair, PyObject *known, PyObject *key, double sta
     *stepping = (Stepping){threads, now - start};
     PyBuffer_Release(&buffer);
     return PyDict_SetItem(PyTuple_GetItem(pair, P_OPEN), key, over) < 0 ||
-                   set_float(of_step(known, S_TRACK), word_hooked, now - start) < 0
+                   put_float(of_step(known, OF_TRACK), word_hooked, now - start) < 0
                ? -1
                : 0;
 }
@@ -214,7 +229,7 @@ static PyObject *before_step(PyObject *pair, PyObject *const *arguments, Py_ssiz
     if (known && PyTuple_Size(arguments[1]) == 1 && !PyDict_Size(arguments[2])) {
         PyObject *over = PyDict_GetItemWithError(PyTuple_GetItem(pair, P_OVER), key);
         if (over && !PyDict_GetItemWithError(PyTuple_GetItem(pair, P_OPEN), key) &&
-            is_attribute(over, word_depth, one) && may_step(pair, known) &&
+            attribute_is(over, word_depth, one) && may_step(pair, known) &&
             told_by(PyTuple_GetItem(pair, P_MODES)) == 0) {
             const double start = told_by(PyTuple_GetItem(pair, P_CLOCK));
             const double threads = told_by(PyTuple_GetItem(pair, P_THREADS));
@@ -235,98 +250,88 @@ static PyObject *before_step(PyObject *pair, PyObject *const *arguments, Py_ssiz
 /* Whether the step can be written in one call. */
 static int may_write(PyObject *known)
 {
-    PyObject *later = PyObject_GetAttr(of_step(known, S_SESSION), word_later);
+    PyObject *later = held(of_step(known, OF_SESSION), word_later);
     const int waits = later ? PyObject_IsTrue(later) : 1;
-    Py_XDECREF(later);
     PyObject *orders = of_step(known, S_ORDERS), *index = of_step(known, S_INDEX);
     return !waits && PyDict_Size(of_step(known, S_STRANGERS)) == 0 &&
-           is_attribute(of_step(known, S_WAITING), word_spare, Py_None) &&
-           is_attribute(of_step(known, S_CAPTURE), word_params_changed, Py_False) &&
-           is_attribute(of_step(known, S_WRITER), word_busy, Py_False) &&
+           holds(of_step(known, OF_WAITING), word_spare, Py_None) &&
+           holds(of_step(known, OF_CAPTURE), word_params_changed, Py_False) &&
+           holds(of_step(known, OF_WRITER), word_busy, Py_False) &&
            PyDict_GetItemWithError(orders, index) == of_step(known, S_ORDER);
 }
 
-/* The optimizer's account, a new reference, where it is closed by nobody else and all in it is a number; else NULL. */
-static PyObject *plain_account(PyObject *known, PyObject *key)
+/* The optimizer's account, a new reference, where it is closed by nobody else and all in it is a number; else NULL. Its
+ * attributes are put at `of`, a new reference. */
+static PyObject *plain_account(PyObject *known, PyObject *key, PyObject **of)
 {
     PyObject *plain = of_step(known, S_PLAIN);
     PyObject *account = PyDict_GetItemWithError(member(plain, ACCOUNTS), key);
     PyObject *thread = PyDict_GetItemWithError(member(plain, THREAD_OF), key);
     if (!account || !thread || PyObject_RichCompareBool(thread, of_step(known, S_THREAD), Py_EQ) != 1 ||
         !one_thread(plain, 0) || PyList_Size(member(plain, GONE)) || PyDict_Size(member(plain, RUNNING)) ||
-        PySet_Contains(of_step(known, S_PAST_FIRST), key) != 1 || !is_attribute(account, word_pending, Py_None))
+        PySet_Contains(of_step(known, S_PAST_FIRST), key) != 1 || !(*of = PyObject_GenericGetDict(account, NULL)))
         return NULL;
-    PyObject *norm = PyObject_GetAttr(account, word_norm);
-    const int is_number = norm && (norm == Py_None || PyFloat_CheckExact(norm));
-    Py_XDECREF(norm);
-    return is_number ? Py_NewRef(account) : NULL;
+    PyObject *norm = PyDict_GetItemWithError(*of, word_norm);
+    return norm && (norm == Py_None || PyFloat_CheckExact(norm)) && holds(*of, word_pending, Py_None)
+               ? Py_NewRef(account)
+               : NULL;
 }
 
-static int put_attribute(PyObject *taken, PyObject *word, PyObject *account, PyObject *name)
+static int put_held(PyObject *taken, PyObject *word, PyObject *of, PyObject *name)
 {
-    PyObject *value = PyObject_GetAttr(account, name);
-    const int done = value ? PyDict_SetItem(taken, word, value) : -1;
-    Py_XDECREF(value);
-    return done;
+    PyObject *value = held(of, name);
+    return value ? PyDict_SetItem(taken, word, value) : -1;
 }
 
-static int put_new(PyObject *taken, PyObject *word, PyObject *value)
+static PyObject *mean_loss(PyObject *of)
 {
-    const int done = value ? PyDict_SetItem(taken, word, value) : -1;
-    Py_XDECREF(value);
-    return done;
-}
-
-static PyObject *mean_loss(PyObject *account)
-{
-    const long long count = long_attribute(account, word_n_losses);
-    if (count <= 0)
-        return count ? NULL : Py_NewRef(Py_None);
-    PyObject *total = PyObject_GetAttr(account, word_total);
+    PyObject *losses = held(of, word_n_losses), *total = held(of, word_total);
+    const long long count = losses ? PyLong_AsLongLong(losses) : -1;
     const double sum = total ? PyFloat_AsDouble(total) : -1;
-    Py_XDECREF(total);
-    return PyErr_Occurred() ? NULL : PyFloat_FromDouble(sum / (double)count);
+    if (PyErr_Occurred())
+        return NULL;
+    return count ? PyFloat_FromDouble(sum / (double)count) : Py_NewRef(Py_None);
 }
 
 /* An unsigned fingerprint as a signed number. */
-static PyObject *signed_batch(PyObject *account)
+static PyObject *signed_batch(PyObject *of)
 {
-    PyObject *batch = PyObject_GetAttr(account, word_batch);
+    PyObject *batch = held(of, word_batch);
     if (!batch || batch == Py_None)
-        return batch;
+        return batch ? Py_NewRef(batch) : NULL;
     const unsigned long long bits = PyLong_AsUnsignedLongLong(batch);
-    Py_DECREF(batch);
     return PyErr_Occurred() ? NULL : PyLong_FromLongLong((long long)bits);
 }
 
 /* As Account.clear does. */
-static int clear_account(PyObject *account)
+static int clear_account(PyObject *of)
 {
     PyObject *zeros[] = {word_n_backward, word_n_skipped, word_n_losses};
     PyObject *nones[] = {word_pending, word_norm, word_batch, word_rng};
     for (size_t k = 0; k < sizeof zeros / sizeof *zeros; k++)
-        if (PyObject_SetAttr(account, zeros[k], zero) < 0)
+        if (PyDict_SetItem(of, zeros[k], zero) < 0)
             return -1;
     for (size_t k = 0; k < sizeof nones / sizeof *nones; k++)
-        if (PyObject_SetAttr(account, nones[k], Py_None) < 0)
+        if (PyDict_SetItem(of, nones[k], Py_None) < 0)
             return -1;
-    return PyObject_SetAttr(account, word_total, float_zero);
+    return PyDict_SetItem(of, word_total, float_zero);
 }
 
 /* Closes the account, as StepContext.take does, and begins another; what it held goes to S_TAKEN. */
-static int take_account(PyObject *known, PyObject *key, PyObject *account)
+static int take_account(PyObject *known, PyObject *key, PyObject *account, PyObject *of)
 {
-    PyObject *taken = of_step(known, S_TAKEN), *plain = of_step(known, S_PLAIN);
-    PyObject *context = member(plain, CONTEXT), *accounts = member(plain, ACCOUNTS);
-    if (put_new(taken, word_loss, mean_loss(account)) < 0 || put_new(taken, word_batch, signed_batch(account)) < 0 ||
-        put_attribute(taken, word_n_backward, account, word_n_backward) < 0 ||
-        put_attribute(taken, word_n_skipped, account, word_n_skipped) < 0 ||
-        put_attribute(taken, word_grad_norm, account, word_norm) < 0 ||
-        put_attribute(taken, word_rng, account, word_rng) < 0)
+    PyObject *taken = of_step(known, S_TAKEN), *of_context = of_step(known, OF_CONTEXT);
+    if (put_new(taken, word_loss, mean_loss(of)) < 0 || put_new(taken, word_batch, signed_batch(of)) < 0 ||
+        put_held(taken, word_n_backward, of, word_n_backward) < 0 ||
+        put_held(taken, word_n_skipped, of, word_n_skipped) < 0 ||
+        put_held(taken, word_grad_norm, of, word_norm) < 0 || put_held(taken, word_rng, of, word_rng) < 0)
         return -1;
-    PyObject *fresh = PyObject_GetAttr(context, word_closed);
-    const int done = fresh && PyObject_SetAttr(context, word_closed, account) == 0 &&
-                     PyDict_SetItem(accounts, key, fresh) == 0 && clear_account(fresh) == 0;
+    PyObject *fresh = held(of_context, word_closed), *of_fresh = NULL;
+    Py_XINCREF(fresh);
+    const int done = fresh && PyDict_SetItem(of_context, word_closed, account) == 0 &&
+                     PyDict_SetItem(member(of_step(known, S_PLAIN), ACCOUNTS), key, fresh) == 0 &&
+                     (of_fresh = PyObject_GenericGetDict(fresh, NULL)) && clear_account(of_fresh) == 0;
+    Py_XDECREF(of_fresh);
     Py_XDECREF(fresh);
     return done ? 0 : -1;
 }
@@ -334,34 +339,32 @@ static int take_account(PyObject *known, PyObject *key, PyObject *account)
 /* The seconds that the program took since the end of the last step. */
 static int take_seconds(PyObject *known, double start, double hooked)
 {
-    PyObject *ended = PyObject_GetAttr(of_step(known, S_TRACK), word_ended);
+    PyObject *ended = held(of_step(known, OF_TRACK), word_ended);
     PyObject *seconds = !ended             ? NULL
                         : ended == Py_None ? Py_NewRef(Py_None)
                                            : PyFloat_FromDouble(start - PyFloat_AsDouble(ended) - hooked);
-    Py_XDECREF(ended);
     return put_new(of_step(known, S_TAKEN), word_seconds, seconds);
 }
 
 /* Rows and events that have been written, as long as the price has not been told. */
 static int count_for_price(PyObject *price, PyObject *seq, PyObject *rows)
 {
-    if (is_attribute(price, word_told_price, Py_True))
+    if (holds(price, word_told_price, Py_True))
         return 0;
-    return PyObject_SetAttr(price, word_events, seq) < 0 ? -1 : add_to_attribute(price, word_rows, rows);
+    return PyDict_SetItem(price, word_events, seq) < 0 ? -1 : add_held(price, word_rows, rows);
 }
 
 /* 1: the step has been written; 0: it does not fit, and nothing has; -1: an error is set. */
 static int write_known(PyObject *known, PyObject *completed)
 {
     PyObject *plain = of_step(known, S_PLAIN), *events = member(plain, EVENTS), *order = of_step(known, S_ORDER);
-    PyObject *groups = PyObject_GetAttr(of_step(known, S_RUNNING), word_groups);
-    int fits = groups && is_attribute(order, word_its_groups, groups);
+    PyObject *groups = held(of_step(known, OF_RUNNING), word_groups);
+    int fits = groups && holds(of_step(known, OF_ORDER), word_its_groups, groups);
     if (groups && !fits) {
         PyObject *answer = PyObject_CallMethodObjArgs(order, word_regroup, groups, NULL);
         fits = answer ? answer == Py_True : -1;
         Py_XDECREF(answer);
     }
-    Py_XDECREF(groups);
     if (fits <= 0)
         return PyErr_Occurred() ? -1 : 0;
     PyObject *seq = PyIter_Next(member(plain, COUNTER)), *index = of_step(known, S_INDEX);
@@ -372,10 +375,10 @@ static int write_known(PyObject *known, PyObject *completed)
                                      of_step(known, S_TAKEN), events, PyLong_AsLongLong(of_step(known, S_LIMIT)))
                     : -1;
     if (done == 0 && (PyList_SetSlice(events, PyList_Size(events) - 1, PyList_Size(events), NULL) < 0 ||
-                      PyObject_SetAttr(of_step(known, S_WAITING), word_spare, seq) < 0))
+                      PyDict_SetItem(of_step(known, OF_WAITING), word_spare, seq) < 0))
         done = -1;
     if (done > 0 && (PyList_SetSlice(events, 0, PyList_Size(events), NULL) < 0 ||
-                     count_for_price(of_step(known, S_PRICE), seq, of_step(known, S_ROWS)) < 0))
+                     count_for_price(of_step(known, OF_PRICE), seq, of_step(known, S_ROWS)) < 0))
         done = -1;
     Py_XDECREF(event);
     Py_XDECREF(parts);
@@ -396,14 +399,14 @@ static int write_known(PyObject *known, PyObject *completed)
 }
 
 /* Everything that a step needs once it has been measured; -1 with an error set. */
-static int finish_known(PyObject *pair, PyObject *known, PyObject *key, PyObject *account, double start, double hooked)
+static int finish_known(PyObject *pair, PyObject *known, double start, double hooked)
 {
-    PyObject *track = of_step(known, S_TRACK), *session = of_step(known, S_SESSION);
-    if (take_account(known, key, account) < 0 || take_seconds(known, start, hooked) < 0 ||
-        add_to_attribute(track, word_completed, one) < 0 ||
-        add_to_attribute(of_step(known, S_STEADY), word_steps, one) < 0)
+    PyObject *track = of_step(known, OF_TRACK), *session = of_step(known, OF_SESSION);
+    if (take_seconds(known, start, hooked) < 0 || add_held(track, word_completed, one) < 0 ||
+        add_held(of_step(known, OF_STEADY), word_steps, one) < 0)
         return -1;
-    PyObject *completed = PyObject_GetAttr(track, word_completed);
+    PyObject *completed = held(track, word_completed);
+    Py_XINCREF(completed);
     if (!completed || call_quietly(member(of_step(known, S_PLAIN), ACQUIRE)) < 0) {
         Py_XDECREF(completed);
         return -1;
@@ -411,8 +414,11 @@ static int finish_known(PyObject *pair, PyObject *known, PyObject *key, PyObject
     int done = write_known(known, completed);
     if (done == 0)
         done = call_quietly(PyTuple_GetItem(of_step(known, S_OTHERS), O_WRITE));
-    else if (done > 0 && PyLong_AsLongLong(completed) > long_attribute(session, word_last_step))
-        done = PyObject_SetAttr(session, word_last_step, completed);
+    else if (done > 0) {
+        PyObject *last = held(session, word_last_step);
+        if (last && PyLong_AsLongLong(completed) > PyLong_AsLongLong(last))
+            done = PyDict_SetItem(session, word_last_step, completed);
+    }
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     const int released = call_quietly(member(of_step(known, S_PLAIN), RELEASE));
@@ -422,10 +428,11 @@ static int finish_known(PyObject *pair, PyObject *known, PyObject *key, PyObject
     if (done < 0 || released < 0)
         return -1;
     const double now = told_by(PyTuple_GetItem(pair, P_CLOCK));
-    PyObject *price = of_step(known, S_PRICE);
-    if (now < 0 || set_float(track, word_ended, now) < 0 || add_to_float(price, word_hooks, hooked + (now - start)) < 0)
+    PyObject *price = of_step(known, OF_PRICE), *hooks = held(price, word_hooks);
+    if (now < 0 || !hooks || put_float(track, word_ended, now) < 0 ||
+        put_float(price, word_hooks, PyFloat_AsDouble(hooks) + hooked + (now - start)) < 0)
         return -1;
-    return is_attribute(price, word_told_price, Py_True)
+    return holds(price, word_told_price, Py_True)
                ? 0
                : call_quietly(PyTuple_GetItem(of_step(known, S_OTHERS), O_PRICE));
 }
@@ -452,7 +459,7 @@ static int end_known(PyObject *pair, PyObject *known, PyObject *key, PyObject *o
     PyObject *open = PyTuple_GetItem(pair, P_OPEN);
     if (!may_step(pair, known) || !may_write(known) || told_by(PyTuple_GetItem(pair, P_MODES)) != 0)
         return 0;
-    PyObject *account = plain_account(known, key);
+    PyObject *of = NULL, *account = plain_account(known, key, &of);
     const double start = account ? told_by(PyTuple_GetItem(pair, P_CLOCK)) : -1;
     PyObject *groups = start < 0 ? NULL : PyObject_GetAttr(optimizer, word_param_groups);
     PyObject *state = groups ? PyObject_GetAttr(optimizer, word_state) : NULL;
@@ -461,7 +468,8 @@ static int end_known(PyObject *pair, PyObject *known, PyObject *key, PyObject *o
     Py_XDECREF(groups);
     Py_XDECREF(state);
     if (done > 0) {
-        done = PyDict_DelItem(open, key) < 0 || finish_known(pair, known, key, account, start, begun.hooked) < 0
+        done = PyDict_DelItem(open, key) < 0 || take_account(known, key, account, of) < 0 ||
+                       finish_known(pair, known, start, begun.hooked) < 0
                    ? (tell_failure(known) < 0 ? -1 : 1)
                    : 1;
     } else {
@@ -469,6 +477,7 @@ static int end_known(PyObject *pair, PyObject *known, PyObject *key, PyObject *o
         done = 0;
     }
     Py_XDECREF(account);
+    Py_XDECREF(of);
     return done;
 }
 
@@ -477,7 +486,7 @@ static int is_outermost(PyObject *pair, PyObject *key)
 {
     PyObject *step = PyDict_GetItemWithError(PyTuple_GetItem(pair, P_OPEN), key);
     return step && step == PyDict_GetItemWithError(PyTuple_GetItem(pair, P_OVER), key) &&
-           is_attribute(step, word_depth, one);
+           attribute_is(step, word_depth, one);
 }
 
 /* after(optimizer): whether the step that ends has been recorded here. */
@@ -495,7 +504,7 @@ static PyObject *after_step(PyObject *pair, PyObject *optimizer)
             done = end_known(pair, known, key, optimizer, begun);
             if (done == 0) { /* Python goes on where it would be, had it begun the step */
                 PyErr_Clear();
-                done = PyObject_SetAttr(of_step(known, S_CAPTURE), word_running, of_step(known, S_RUNNING));
+                done = PyDict_SetItem(of_step(known, OF_CAPTURE), word_running, of_step(known, S_RUNNING));
             }
         }
     }
