@@ -56,12 +56,8 @@ class Matching:
     """In words: `param fc3.weight`, `optimizer 1 (Adam)`."""
     only_in_b: tuple[str, ...]
     notes: tuple[str, ...]
-
-    @property
-    def elsewhere(self) -> list[str]:
-        """A's names of parameters that B has too, in an optimizer that is not the counterpart."""
-        there = set(self.only_in_b)
-        return [word[6:] for word in self.only_in_a if word.startswith("param ") and word in there]
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    """A's and B's names of parameters that both have, in optimizers that are not counterparts."""
 
     def groups(self, pair: int) -> list[tuple[int, int]]:
         """A's and B's groups that share a parameter, in order."""
@@ -99,7 +95,12 @@ def match_sources(a: Source, b: Source, renaming: Renaming) -> Matching:
     left_a = _left_over(b, own_a, done_a, paired_a, renaming.name)
     left_b = _left_over(a, own_b, done_b, paired_b, str)
     notes.extend(_moved(cells))
-    return Matching(tuple(pairs), tuple(cells), left_a, left_b, tuple(notes))
+    elsewhere = tuple(
+        (name, of_b[name])
+        for word in left_a
+        if word.startswith("param ") and f"param {of_b.get(name := word[6:], '')}" in left_b
+    )
+    return Matching(tuple(pairs), tuple(cells), left_a, left_b, tuple(notes), elsewhere)
 
 
 def one_class(a: Source, b: Source, pair: Pair) -> bool:

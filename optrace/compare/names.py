@@ -110,7 +110,16 @@ def suggest_rule(names_a: Sequence[str], names_b: Sequence[str]) -> str | None:
     for (old, new), _ in ends.most_common(3):
         if {new + a.removeprefix(old) for a in names_a if a.startswith(old)} >= set(names_b):
             return f"--map '^{re.escape(old)}={new}'"
-    return None
+    return _without_starts(names_a, names_b)
+
+
+def _without_starts(names_a: Sequence[str], names_b: Sequence[str]) -> str | None:
+    """Rules that drop the first part of A's names, where just these names are B's, each once."""
+    starts = dict.fromkeys(name.partition(".")[0] for name in names_a)
+    rest = sorted(name.partition(".")[2] for name in names_a)
+    if not 1 < len(starts) <= 4 or rest != sorted(names_b) or len(set(rest)) < len(rest):
+        return None
+    return " ".join(f"--map '^{re.escape(start)}\\.='" for start in starts)
 
 
 def match_hyper(keys_a: set[str], keys_b: set[str], renaming: Renaming) -> dict[str, str]:

@@ -8,6 +8,7 @@ from hand_made import TorchHand, adamw, model, names_of, sgd, train
 from hypothesis import given
 from hypothesis import strategies as st
 
+import optrace
 from optrace.compare.names import Renaming, bare, match_names, suggest_rule
 from optrace.compare.run import diff
 from optrace.compare.source import open_source
@@ -281,3 +282,31 @@ def test_missing_run_and_foreign_folder_are_trouble(tmp_path):
         diff(tmp_path / "nothing", tmp_path / "nothing")
     with pytest.raises(TraceError, match=r"no trace.json"):
         open_source(tmp_path)
+
+
+def test_rules_for_several_first_parts_are_suggested_where_they_leave_just_the_other_names():
+    joint = ["gen.a.weight", "gen.b.weight", "dis.c.weight"]
+    assert suggest_rule(joint, ["a.weight", "b.weight", "c.weight"]) == r"--map '^gen\.=' --map '^dis\.='"
+    assert suggest_rule([*joint, "dis.a.weight"], ["a.weight", "b.weight", "c.weight", "a.weight"]) is None
+    assert suggest_rule(joint, ["a.weight", "b.weight", "d.weight"]) is None
+
+
+def test_renamed_parameters_in_another_optimizer_are_not_called_missing(tmp_path):
+    def record(name, groups):
+        torch.manual_seed(0)
+        generator, critic = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)
+        params = dict(zip("abcd", (*generator.parameters(), *critic.parameters()), strict=True))
+        optimizers = [torch.optim.SGD([(long, params[long[-1]]) for long in group], lr=0.1) for group in groups]
+        with optrace.record(tmp_path / name, quiet=True):
+            for _ in range(2):
+                critic(generator(torch.ones(4, 2))).mean().backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        return tmp_path / name
+
+    a = record("a", [["gen.a", "gen.b", "dis.c", "dis.d"]])
+    b = record("b", [["a", "b"], ["c", "d"]])
+    (cause,) = diff(a, b, map=[r"^gen\.=", r"^dis\.="]).causes
+    assert cause.code == "group-membership"
+    assert cause.summary == "dis.c, dis.d are in optimizer 0 (SGD) of a, and in optimizer 1 (SGD) of b"

@@ -107,7 +107,8 @@ def missing_params(case: Case) -> Iterator[Cause]:
     yield from _in_another_optimizer(case, elsewhere)
     late = []
     for side, words in enumerate((case.matching.only_in_a, case.matching.only_in_b)):
-        params = [name for word in words if word.startswith("param ") and (name := word[6:]) not in elsewhere]
+        known = {names[side] for names in elsewhere}
+        params = [name for word in words if word.startswith("param ") and (name := word[6:]) not in known]
         if not params:
             continue
         has, lacks = ("{A}", "{B}")[side], ("{B}", "{A}")[side]
@@ -154,13 +155,15 @@ def _orphaned(side: str, params: Sequence[str], evidence: Sequence[str]) -> Caus
     )
 
 
-def _in_another_optimizer(case: Case, names: Sequence[str]) -> Iterator[Cause]:
+def _in_another_optimizer(case: Case, both: Sequence[tuple[str, str]]) -> Iterator[Cause]:
     """Parameters that both sides train, with optimizers that were not compared with each other."""
-    if not names:
+    if not both:
         return
+    names = [name for name, _ in both]
     holders = []
-    for source in case.sources:
-        rows = [row for row in param_rows(source) if row["param"] in names]
+    for side, source in enumerate(case.sources):
+        own = {pair[side] for pair in both}
+        rows = [row for row in param_rows(source) if row["param"] in own]
         holders.append(dict.fromkeys((row["optimizer"], row.get("optimizer_class")) for row in rows))
     of_a, of_b = (", ".join(f"{index} ({kind})" for index, kind in held) for held in holders)
     first_a, first_b = (next(iter(held))[0] for held in holders)
