@@ -129,6 +129,8 @@ def _enter(run: Path, process: Process, force: bool) -> Place:
             place = _try_to_enter(run, process)
             if place is not None:
                 return place
+            if not force:
+                _refuse_another_node(run, process)
             _refuse(run, force)
             _move_aside(run, inode)
         except FileNotFoundError:
@@ -203,6 +205,16 @@ def _rank_folder(run: Path, rank: int) -> Path:
 
 def _is_run(folder: Path) -> bool:
     return (folder / ".launch").exists() or (folder / "trace.json").exists()
+
+
+def _refuse_another_node(run: Path, process: Process) -> None:
+    """Raise if another launch records this process's job, as where each node has an `optrace record` in front."""
+    if process.start and _read(run / ".launch") != process.launch and _read(run / ".job") == process.job:
+        if not _has_ended(run):
+            raise RecordError(
+                f"{run} is recorded by another `optrace record` of this job; on several nodes put torchrun first"
+                f" (torchrun ... -m optrace record -o {run.name} ...), and to record it anew choose another folder"
+            )
 
 
 def _refuse(run: Path, force: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,17 @@ def rank_folders(run: Path) -> dict[tuple[int, int], Path]:
         if match and (run / name).is_dir():
             found[int(match[1]), int(match[2] or 0)] = run / name
     return dict(sorted(found.items()))
+
+
+def unrecorded(rank_info: dict[str, Any], ranks: Collection[int]) -> list[str]:
+    """In words which ranks of the job left no record, from the rank.json of one that did; empty where all have."""
+    distributed = rank_info.get("distributed")
+    world = distributed.get("world_size") if isinstance(distributed, dict) else None
+    missing = sorted(set(range(world)) - set(ranks)) if isinstance(world, int) and 0 < world <= 1 << 20 else []
+    if not missing:
+        return []
+    few = ", ".join(str(rank) for rank in missing[:8]) + (" ..." if len(missing) > 8 else "")
+    return [f"rank{'s' if len(missing) > 1 else ''} {few} of {world} left no record: no optimizer step there"]
 
 
 def child_runs(run: Path) -> list[Path]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from optrace.errors import TraceError
 from optrace.trace.arrays import booleans, elements, no_rows
 from optrace.trace.blocks import Block, Blocks
+from optrace.trace.locate import unrecorded
 from optrace.trace.merge import Merger
 from optrace.trace.reader import Trace
 from optrace.trace.schema import arrow_schema
@@ -159,12 +160,7 @@ class LogicalTrace(Trace):
         return list(self._gone())
 
     def _gone(self) -> Iterator[str]:
-        world = (super().rank_info.get("distributed") or {}).get("world_size")
-        if isinstance(world, int):
-            missing = sorted(set(range(world)) - set(self.members))
-            if missing and len(missing) <= world:
-                few = ", ".join(str(rank) for rank in missing[:8]) + (" ..." if len(missing) > 8 else "")
-                yield f"rank{'s' if len(missing) > 1 else ''} {few} of {world} left no record: no optimizer step there"
+        yield from unrecorded(super().rank_info, self.members)
         last = self.last_by_rank
         furthest: dict[int, int] = {}
         for steps in last.values():

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optrace.errors import TraceError
-from optrace.trace.locate import child_runs, find_run, rank_folders, read_run_info
+from optrace.trace.locate import child_runs, find_run, rank_folders, read_run_info, unrecorded
 from optrace.trace.rank import RankFolder
 from optrace.trace.schema import DERIVED, TABLES, arrow_schema
 from optrace.trace.select import Names, Selection, Steps, matches
@@ -317,6 +317,8 @@ class Trace:
         if isinstance(unsealed, list):
             found += [f"could not be sealed: {text}" for text in unsealed]
         number = self._key[0]
+        if self._rank is None:
+            found += unrecorded(self.rank_info, [rank for rank, restart in self._ranks if restart == 0])
         if self._rank is None and self.restarts(number):
             found.append(f"rank {number} was started again: {self.path.name}@restart=1 is what it recorded then")
         return found

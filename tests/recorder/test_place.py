@@ -218,6 +218,15 @@ def test_the_id_of_a_job_that_has_ended_cleanly_is_another_jobs_when_it_comes_ag
     assert claim(tmp_path, **elastic(tmp_path, 0, 4003, 2, restarts=1))[1] == "rank=00000.1"
 
 
+def test_a_record_in_front_of_each_nodes_torchrun_is_told_to_stand_behind_it(tmp_path):
+    """The two nodes' launches know nothing of each other: the second would be a run of its own in the same folder."""
+    output = str(tmp_path / "run_a")
+    for rank, launch in ((0, "aaaa"), (1, "bbbb")):
+        env = launched(output, launch, is_python=False) | torchrun(tmp_path, rank, nodes=2, agent=launch)
+        outcome = claim(tmp_path, **env)
+    assert outcome[0] == "refused" and "put torchrun first (torchrun ... -m optrace record -o run_a ...)" in outcome[1]
+
+
 def test_what_record_checks_lets_the_ranks_of_a_smaller_start_pass(tmp_path):
     for rank in (0, 1):
         claim(tmp_path, **elastic(tmp_path, rank, 4001, 2))
