@@ -7,6 +7,7 @@ context.py, in a fraction of the time, and hands over to them whatever is not pl
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -57,4 +58,5 @@ def plain_parts(session: Session, tracks: dict[int, Any], waiting: Any, lock: An
         torch.strided,
         (*_ASK_TORCH, generator_fingerprint),
         EXCHANGE,
+        getattr(threading, "_active", None),
     )

@@ -75,8 +75,9 @@ class WaitingEvents:
 
         `clean` as False leaves their data as it is, with numbers that have not arrived.
         """
-        events = self.events[:]
-        self.events.clear()
+        count = len(self.events)  # not `clear`: another thread may be adding one
+        events = self.events[:count]
+        del self.events[:count]
         if self.strangers:
             events = self._known_by_now(events, last)
         if clean:

@@ -5,7 +5,7 @@
  * `slow_end`, which take each other's notes and ours.
  */
 
-enum { OBSERVED = 4, WATCHED = 20 };
+enum { OBSERVED = 4, WATCHED = 21 };
 
 /* What a pair of functions holds: listeners, the thread's calls, slow_begin, slow_end. */
 static PyObject *listeners_of(PyObject *pair) { return PyTuple_GetItem(pair, 0); }
@@ -14,7 +14,7 @@ static PyObject *calls_of(PyObject *pair) { return PyTuple_GetItem(pair, 1); }
 /* Members of `plain` of a listener, which is such a tuple while calls may be plain, else None. */
 enum {
     TRACKS, EVENTS, COUNTER, EVENT_TYPE, ACQUIRE, RELEASE, ACCOUNTS, THREAD_OF, THREADS, GONE, RUNNING, BACKWARD_TYPE,
-    CONTEXT, LEFT, SESSION, TENSOR, DTYPES, STRIDED, ASK_TORCH, TABLE,
+    CONTEXT, LEFT, SESSION, TENSOR, DTYPES, STRIDED, ASK_TORCH, TABLE, ALL_THREADS,
 };
 enum { MOST_EVENTS = 255 };
 
@@ -148,13 +148,8 @@ static PyObject *named(PyObject *kind, PyObject *parts)
     return result;
 }
 
-/* An event of a kind into the list of those that wait; -1 with an error set. Takes no reference. */
-static int note_event(PyObject *plain, PyObject *step, PyObject *kind, PyObject *index, PyObject *data)
+static int put_event(PyObject *plain, PyObject *step, PyObject *kind, PyObject *index, PyObject *data)
 {
-    PyObject *held = PyObject_CallNoArgs(member(plain, ACQUIRE)); /* may wait for another thread */
-    if (!held)
-        return -1;
-    Py_DECREF(held);
     PyObject *seq = PyIter_Next(member(plain, COUNTER));
     PyObject *parts = seq ? PyTuple_Pack(5, seq, step, kind, index, data) : NULL;
     PyObject *event = named(member(plain, EVENT_TYPE), parts);
@@ -162,6 +157,26 @@ static int note_event(PyObject *plain, PyObject *step, PyObject *kind, PyObject 
     Py_XDECREF(event);
     Py_XDECREF(parts);
     Py_XDECREF(seq);
+    return done;
+}
+
+/* Whether Python has no thread but this one, so that nobody is amid what the lock guards. */
+static int is_only_thread(PyObject *plain)
+{
+    PyObject *threads = member(plain, ALL_THREADS);
+    return PyDict_CheckExact(threads) && PyDict_Size(threads) == 1;
+}
+
+/* An event of a kind into the list of those that wait; -1 with an error set. Takes no reference. */
+static int note_event(PyObject *plain, PyObject *step, PyObject *kind, PyObject *index, PyObject *data)
+{
+    if (is_only_thread(plain))
+        return put_event(plain, step, kind, index, data);
+    PyObject *held = PyObject_CallNoArgs(member(plain, ACQUIRE)); /* may wait for another thread */
+    if (!held)
+        return -1;
+    Py_DECREF(held);
+    const int done = put_event(plain, step, kind, index, data);
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     held = PyObject_CallNoArgs(member(plain, RELEASE));
