@@ -45,24 +45,30 @@ def generator_fingerprint() -> int:
     32 bits are a CRC-32 of the states of `random` and of NumPy's global generator (where NumPy is imported and it is a
     Mersenne Twister), the lower 32 bits that of torch's CPU generator and of each CUDA device's, once CUDA is in use.
     """
-    host, ours = _HOST, _TORCH
-    rand, watched = host.rand, ours.watched
-    if watched is not None and rand is not None and rand._bit_generator is host.bits and not ours.cuda._initialized:
-        if _same_memory(watched, ours.last[0]):  # most steps of most programs draw nothing
-            return ours.last[1]
-    return _looked_at_anew()
+    number = _unchanged(LAST)  # most steps of most programs draw nothing
+    return _looked_at_anew() if number is None else number
 
 
-def _join_same(parts: tuple[memoryview, ...], known: bytes) -> bool:
-    return b"".join(parts) == known
+LAST: list[Any] = []
+"""Where all can be looked at again: NumPy's generator and the bit generator in it, torch.cuda's variables, the memory
+of the generators, what it held when the fingerprint was last taken, and the fingerprint; else empty."""
 
 
-_same_memory: Callable[[tuple[memoryview, ...], bytes], bool] = getattr(kernel, "same_memory", _join_same)
-"""Whether pieces of memory, one after the other, hold what is known."""
+def _unchanged_in_python(last: list[Any]) -> int | None:
+    """The last fingerprint, if no generator has changed or been put in another's place since."""
+    if not last:
+        return None
+    rand, bits, cuda, parts, seen, number = last
+    same = rand._bit_generator is bits and not cuda["_initialized"] and b"".join(parts) == seen
+    return int(number) if same else None
+
+
+_unchanged: Callable[[list[Any]], int | None] = getattr(kernel, "unchanged", _unchanged_in_python)
 
 
 def _looked_at_anew() -> int:
     """The fingerprint, with whatever may have been imported or put in another's place since."""
+    LAST.clear()
     torch = sys.modules.get("torch")
     parts = _HOST.parts()
     if torch is None:
@@ -70,12 +76,11 @@ def _looked_at_anew() -> int:
     memory = _TORCH.parts(torch)
     if memory is None:
         return _signed(_crc(parts) << 32 | _torch_crc(torch))
-    seen = b"".join(parts + memory)
-    _TORCH.watch(torch, parts + memory)
-    last = _TORCH.last
-    if seen != last[0]:
-        last = _TORCH.last = seen, _signed(_crc(parts) << 32 | _torch_crc(torch))
-    return last[1]
+    number = _signed(_crc(parts) << 32 | _torch_crc(torch))
+    if _HOST.rand is not None and all(isinstance(part, memoryview) for part in parts + memory):
+        seen = b"".join(parts + memory)
+        LAST[:] = _HOST.rand, _HOST.bits, vars(torch.cuda), parts + memory, seen, number
+    return number
 
 
 def _crc(parts: tuple[Any, ...]) -> int:
@@ -174,18 +179,8 @@ class _Torch:
     """The memory of torch's CPU generator: where it does not change, neither does its state."""
 
     def __init__(self) -> None:
-        self.last = b"", 0
-        """What all generators held when their fingerprint was last taken, and the fingerprint."""
-        self.watched: tuple[memoryview, ...] | None = None
-        """The memory that `last` was joined of, if all of it can be looked at again where it is."""
-        self.cuda: Any = None
         self._parts: tuple[Any, ...] | None = None
         self._looked = False
-
-    def watch(self, torch: Any, parts: tuple[Any, ...]) -> None:
-        """Have these looked at the next time, without a search."""
-        self.cuda = torch.cuda
-        self.watched = parts if all(isinstance(part, memoryview) for part in parts) else None
 
     def parts(self, torch: Any) -> tuple[Any, ...] | None:
         """Head and words of the engine, and the normal deviates kept beside it.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optrace.recorder.generators import generator_fingerprint
+from optrace.recorder.generators import LAST, generator_fingerprint
 from optrace.recorder.steady import EXCHANGE
 from optrace.trace.measure import kernel
 from optrace.trace.schema import Event
@@ -56,7 +56,7 @@ def plain_parts(session: Session, tracks: dict[int, Any], waiting: Any, lock: An
         torch.Tensor,
         (torch.float32, torch.float64),
         torch.strided,
-        (*_ASK_TORCH, generator_fingerprint),
+        (*_ASK_TORCH, generator_fingerprint, LAST),
         EXCHANGE,
         getattr(threading, "_active", None),
     )

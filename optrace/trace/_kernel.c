@@ -342,8 +342,7 @@ static PyMethodDef METHODS[] = {
     {"plain_steps", (PyCFunction)(void (*)(void))plain_steps, METH_FASTCALL,
      "plain_steps(known, open, over, before, after, clock, threads, modes): see recorder/plain_steps.py"},
     {"living", living, METH_O, "living(classes): see recorder/living.py"},
-    {"same_memory", (PyCFunction)(void (*)(void))same_memory, METH_FASTCALL,
-     "same_memory(parts, known): see recorder/generators.py"},
+    {"unchanged", unchanged, METH_O, "unchanged(last): see recorder/generators.py"},
     {"sample_moments", (PyCFunction)(void (*)(void))sample_moments, METH_FASTCALL,
      "sample_moments(samples, places, flags, out): see compare/samples.py"},
     {"samples_apart", (PyCFunction)(void (*)(void))samples_apart, METH_FASTCALL,
@@ -363,7 +362,7 @@ static int execute(PyObject *module)
         return PyErr_NoMemory(), -1;
     PyObject *name = instructions(module, NULL, 0);
     Py_XDECREF(name);
-    return name && intern_words() == 0 && intern_steps() == 0 ? intern_observed() : -1;
+    return name && intern_words() == 0 && intern_memory() == 0 && intern_steps() == 0 ? intern_observed() : -1;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

@@ -71,42 +71,48 @@ static long long number_at(PyObject *tuple, Py_ssize_t place)
     return (long long)PyLong_AsUnsignedLongLong(PyTuple_GetItem(tuple, place));
 }
 
-/* What a tensor is held against: (torch.Tensor, torch.nn.Parameter, torch.strided, the capsule of the exchange table or
- * None). */
-enum { TENSOR_TYPE, PARAMETER_TYPE, LAYOUT, EXCHANGE };
+/* What a tensor is held against: torch.Tensor, torch.nn.Parameter, torch.strided, and the exchange table or NULL. */
+typedef struct {
+    PyObject *tensor, *parameter, *layout;
+    const Exchange *table;
+} Plain;
 
-static int is_plain_type(PyObject *tensor, PyObject *plain)
+static Plain plain_in(PyObject *members)
+{
+    return (Plain){PyTuple_GetItem(members, 0), PyTuple_GetItem(members, 1), PyTuple_GetItem(members, 2),
+                   exchange_in(PyTuple_GetItem(members, 3))};
+}
+
+static int is_plain_type(PyObject *tensor, const Plain *plain)
 {
     PyObject *kind = (PyObject *)Py_TYPE(tensor);
-    return kind == PyTuple_GetItem(plain, TENSOR_TYPE) || kind == PyTuple_GetItem(plain, PARAMETER_TYPE);
+    return kind == plain->tensor || kind == plain->parameter;
 }
 
 /* Whether `tensor` is the object behind a weak reference, with as many values where they were: (ref, address, numel). */
-static int is_known(PyObject *tensor, PyObject *mark, PyObject *plain)
+static int is_known(PyObject *tensor, PyObject *mark, const Plain *plain)
 {
     if (PyWeakref_GetObject(PyTuple_GetItem(mark, 0)) != tensor)
         return 0;
     const long long address = number_at(mark, 1), numel = number_at(mark, 2);
-    const Exchange *table = exchange_in(PyTuple_GetItem(plain, EXCHANGE));
     long long found = -1;
-    if (table && is_plain_type(tensor, plain))
-        return exchanged_lies_in_order(table, tensor, numel, -1, &found) && found == address;
+    if (plain->table && is_plain_type(tensor, plain))
+        return exchanged_lies_in_order(plain->table, tensor, numel, -1, &found) && found == address;
     return ask(tensor, word_data_ptr) == address && says(tensor, word_is_contiguous) && ask(tensor, word_numel) == numel;
 }
 
 /* Where the values of a gradient lie, if it is as `wanted`: (dtype, numel, kind of DLPack); else -1. */
-static long long address_in_order(PyObject *grad, PyObject *wanted, PyObject *plain)
+static long long address_in_order(PyObject *grad, PyObject *wanted, const Plain *plain)
 {
     if (!is_plain_type(grad, plain))
         return -1;
     const long long numel = number_at(wanted, 1);
-    const Exchange *table = exchange_in(PyTuple_GetItem(plain, EXCHANGE));
     long long address = -1;
-    if (table) {
-        if (!exchanged_lies_in_order(table, grad, numel, number_at(wanted, 2), &address))
+    if (plain->table) {
+        if (!exchanged_lies_in_order(plain->table, grad, numel, number_at(wanted, 2), &address))
             return -1;
     } else if (attribute_is(grad, word_dtype, PyTuple_GetItem(wanted, 0)) &&
-               attribute_is(grad, word_layout, PyTuple_GetItem(plain, LAYOUT)) && has(grad, word_is_cpu) &&
+               attribute_is(grad, word_layout, plain->layout) && has(grad, word_is_cpu) &&
                ask(grad, word_numel) == numel && says(grad, word_is_contiguous)) {
         address = ask(grad, word_data_ptr);
     }
@@ -114,7 +120,7 @@ static long long address_in_order(PyObject *grad, PyObject *wanted, PyObject *pl
 }
 
 /* The gradient of a parameter, None as `wanted` where it had none. Its address, 0 where it has none, or -1. */
-static long long address_of_gradient(PyObject *param, PyObject *wanted, PyObject *plain)
+static long long address_of_gradient(PyObject *param, PyObject *wanted, const Plain *plain)
 {
     if (!has(param, word_is_leaf))
         return -1;
@@ -131,7 +137,7 @@ static long long address_of_gradient(PyObject *param, PyObject *wanted, PyObject
 }
 
 /* Whether a parameter is known; with `jobs` also its flag, and its gradient, whose address goes to the next job. */
-static int param_is_known(PyObject *param, PyObject *entry, PyObject *plain, Job *jobs, Py_ssize_t n_jobs,
+static int param_is_known(PyObject *param, PyObject *entry, const Plain *plain, Job *jobs, Py_ssize_t n_jobs,
                           Py_ssize_t *job)
 {
     PyObject *mark = PyTuple_GetItem(entry, 0);
@@ -187,7 +193,7 @@ static int compare_options(PyObject *group, PyObject *known)
     return k == PyList_Size(known) ? same : -1;
 }
 
-static int state_is_known(PyObject *state, PyObject *known, PyObject *plain)
+static int state_is_known(PyObject *state, PyObject *known, const Plain *plain)
 {
     PyObject *param, *entry, *key, *value;
     Py_ssize_t place = 0, k = 0;
@@ -217,7 +223,7 @@ static int state_is_known(PyObject *state, PyObject *known, PyObject *plain)
 }
 
 /* -1: other parameters or keys; 0: the same but for values of options; 1: the same. */
-static int compare_group(PyObject *group, PyObject *known, PyObject *plain, Job *jobs, Py_ssize_t n_jobs,
+static int compare_group(PyObject *group, PyObject *known, const Plain *plain, Job *jobs, Py_ssize_t n_jobs,
                          Py_ssize_t *job)
 {
     PyObject *entries = PyTuple_GetItem(known, 0);
@@ -239,7 +245,8 @@ static int compare_group(PyObject *group, PyObject *known, PyObject *plain, Job 
 /* 0: different; 1: the same but for values of options; 2: the same. */
 static int compare(PyObject *known, PyObject *groups, PyObject *state, Job *jobs, Py_ssize_t n_jobs)
 {
-    PyObject *wanted = PyTuple_GetItem(known, 0), *plain = PyTuple_GetItem(known, 2);
+    PyObject *wanted = PyTuple_GetItem(known, 0);
+    const Plain held_against = plain_in(PyTuple_GetItem(known, 2)), *plain = &held_against;
     int found = 2;
     Py_ssize_t job = 0;
     if (!PyList_CheckExact(groups) || PyList_Size(groups) != PyTuple_Size(wanted))

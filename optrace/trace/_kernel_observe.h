@@ -474,13 +474,23 @@ static int context_is_plain(PyObject *plain)
     return is && !PyErr_Occurred();
 }
 
+/* The fingerprint of the random generators, a new reference; NULL with an error set. */
+static PyObject *fingerprint_of_generators(PyObject *plain)
+{
+    PyObject *questions = member(plain, ASK_TORCH), *number = unchanged(NULL, PyTuple_GetItem(questions, 3));
+    if (number != Py_None)
+        return number;
+    Py_DECREF(number);
+    return PyObject_CallNoArgs(PyTuple_GetItem(questions, 2));
+}
+
 /* Counts a backward in an account, as Account.add does; the generators' fingerprint, a new reference, or NULL. */
 static PyObject *count_backward(PyObject *plain, PyObject *account, PyObject *value)
 {
     PyObject *rng = PyObject_GetAttr(account, word_rng);
     if (rng == Py_None) {
         Py_DECREF(rng);
-        rng = PyObject_CallNoArgs(PyTuple_GetItem(member(plain, ASK_TORCH), 2));
+        rng = fingerprint_of_generators(plain);
         if (rng && PyObject_SetAttr(account, word_rng, rng) < 0)
             Py_CLEAR(rng);
     }

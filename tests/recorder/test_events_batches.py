@@ -243,13 +243,24 @@ def test_state_of_python_is_read_the_same_through_memory_and_through_its_door() 
     ],
     ids=["nothing", "uniform", "normal", "seed", "set", "python", "numpy"],
 )
-def test_generators_that_have_not_moved_are_not_hashed_again_and_others_are(draw: Callable[[], object]) -> None:
+@pytest.mark.parametrize("unchanged", ["kernel", "python"])
+def test_generators_that_have_not_moved_are_not_hashed_again_and_others_are(
+    draw: Callable[[], object], unchanged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from optrace.recorder import generators
 
+    if unchanged == "python":
+        monkeypatch.setattr(generators, "_unchanged", generators._unchanged_in_python)
     assert generators._engine(torch) is not None
     generators.generator_fingerprint()
+    hashed = []
+    monkeypatch.setattr(
+        generators, "_torch_crc", lambda torch, crc=generators._torch_crc: (hashed.append(1), crc(torch))[1]
+    )
     draw()
-    kept, generators._TORCH = generators._TORCH, generators._Torch()
-    anew = generators.generator_fingerprint()
-    generators._TORCH = kept
-    assert [generators.generator_fingerprint() for _ in range(2)] == [anew, anew]
+    found = [generators.generator_fingerprint() for _ in range(3)]
+    assert len(hashed) <= 1
+    generators.LAST.clear()
+    monkeypatch.setattr(generators, "_TORCH", generators._Torch())
+    assert found == [generators.generator_fingerprint()] * 3
+    assert len(hashed) >= 1
