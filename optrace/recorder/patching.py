@@ -35,8 +35,8 @@ class Observer(NamedTuple):
     """fail(note), instead of `end` where the call raised."""
     traced: bool = False
     """Whether the function may be called in compiled code, which it is left alone in."""
-    quick: tuple[Begin, End] | None = None
-    """Functions that do the same as `begin` and `end`, but may not be traced."""
+    quick: Callable[[Any, Fail | None, Callable[[Exception], None]], Any] | None = None
+    """quick(function, fail, failed) -> call(args, kwargs): begins, calls and ends at once, but may not be traced."""
 
 
 class Observers:
@@ -104,18 +104,23 @@ class Observers:
         begin, end, fail, traced, quick = observer
         observers, compiling, failed = self, self._compiling if traced else None, self._failed
         tracing = self._tracing
-        quick_begin, quick_end = quick if quick is not None else (begin, end)
+        call = None if quick is None else quick(raw, fail, failed)
 
         @functools.wraps(raw)
         def observed(*args: Any, **kwargs: Any) -> Any:
             if compiling is not None and compiling():
                 return raw(*args, **kwargs)
+            if call is not None and observers.active and not tracing():
+                try:
+                    return call(args, kwargs)
+                except BaseException as error:
+                    error.__traceback__ = _without_ours(error.__traceback__)
+                    raise
             begun = False
             note: Any = None
-            traced_now = tracing()
             if observers.active:
                 try:
-                    args, kwargs, note = begin(args, kwargs) if traced_now else quick_begin(args, kwargs)
+                    args, kwargs, note = begin(args, kwargs)
                     begun = True
                 except Exception as error:
                     failed(error)
@@ -132,10 +137,7 @@ class Observers:
                 raise
             if begun:
                 try:
-                    if traced_now:
-                        end(note, result)
-                    else:
-                        quick_end(note, result)
+                    end(note, result)
                 except Exception as error:
                     failed(error)
             return result

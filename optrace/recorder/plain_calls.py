@@ -23,18 +23,24 @@ if TYPE_CHECKING:
 
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 End = Callable[[Any, Any], None]
+Quick = Callable[[Any, Any, Any], Any]
 
 _ASK_TORCH = tuple(getattr(torch._C, name, None) for name in ("_current_graph_task_id", "_len_torch_function_stack"))
 _KNOWN = kernel is not None and None not in _ASK_TORCH
 
 
-def noted(kind: str, listeners: list[Any], calls: Any, begin: Begin, end: End) -> tuple[Begin, End]:
-    """The functions before and after a call of this kind ("zero_grad", "scheduler", "backward").
+def noted(kind: str, listeners: list[Any], calls: Any, begin: Begin, end: End) -> Quick | None:
+    """How a function of this kind ("zero_grad", "scheduler", "backward") is called while it is observed.
 
-    `begin` and `end` note any call. What is returned takes the same arguments and does the same; plain calls it notes
-    in the kernel, where there is one.
+    `begin` and `end` note any call; plain ones are noted in the kernel. None where there is none.
     """
-    return kernel.observers(kind, listeners, calls, begin, end) if _KNOWN else (begin, end)
+    if not _KNOWN:
+        return None
+
+    def quick(raw: Any, fail: Any, failed: Any) -> Any:
+        return kernel.observed(kind, listeners, calls, begin, end, raw, fail, failed)
+
+    return quick
 
 
 def plain_parts(session: Session, tracks: dict[int, Any], waiting: Any, lock: Any) -> tuple[Any, ...] | None:

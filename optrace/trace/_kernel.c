@@ -28,6 +28,7 @@
 #include "_kernel_living.h"
 #include "_kernel_memory.h"
 #include "_kernel_observe.h"
+#include "_kernel_observed.h"
 
 /* ---- measuring ------------------------------------------------------------------------------------------------- */
 
@@ -337,8 +338,8 @@ static PyMethodDef METHODS[] = {
     {"map_window", (PyCFunction)(void (*)(void))map_window, METH_FASTCALL, "map_window(place, length): see stream.py"},
     {"append_message", (PyCFunction)(void (*)(void))append_message, METH_FASTCALL,
      "append_message(place, window, message): see stream.py"},
-    {"observers", (PyCFunction)(void (*)(void))observers, METH_FASTCALL,
-     "observers(kind, listeners, calls, slow_begin, slow_end): see recorder/plain_calls.py"},
+    {"observed", (PyCFunction)(void (*)(void))observed, METH_FASTCALL,
+     "observed(kind, listeners, calls, slow_begin, slow_end, function, fail, failed): see recorder/plain_calls.py"},
     {"plain_steps", (PyCFunction)(void (*)(void))plain_steps, METH_FASTCALL,
      "plain_steps(known, open, over, before, after, clock, threads, modes): see recorder/plain_steps.py"},
     {"living", living, METH_O, "living(classes): see recorder/living.py"},

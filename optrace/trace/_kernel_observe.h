@@ -605,39 +605,3 @@ static PyObject *end_backward(PyObject *pair, PyObject *const *arguments, Py_ssi
     Py_XDECREF(plain);
     return end_call(pair, open_calls(pair), done, note, arguments[1]);
 }
-
-/* ---- pairs ----------------------------------------------------------------------------------------------------- */
-
-static PyMethodDef OBSERVERS[][2] = {
-    {{"begin_zero_grad", (PyCFunction)(void (*)(void))begin_zero_grad, METH_FASTCALL, NULL},
-     {"end_zero_grad", (PyCFunction)(void (*)(void))end_zero_grad, METH_FASTCALL, NULL}},
-    {{"begin_scheduler", (PyCFunction)(void (*)(void))begin_scheduler, METH_FASTCALL, NULL},
-     {"end_scheduler", (PyCFunction)(void (*)(void))end_scheduler, METH_FASTCALL, NULL}},
-    {{"begin_backward", (PyCFunction)(void (*)(void))begin_backward, METH_FASTCALL, NULL},
-     {"end_backward", (PyCFunction)(void (*)(void))end_backward, METH_FASTCALL, NULL}},
-};
-
-/* (begin, end) of a kind of calls, given the listeners, the calls of the threads, slow_begin and slow_end. */
-static PyObject *observers(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
-{
-    (void)module;
-    const char *kind = n == 1 + OBSERVED ? PyUnicode_AsUTF8AndSize(arguments[0], NULL) : NULL;
-    const int which = !kind ? -1
-                      : !strcmp(kind, "zero_grad") ? 0
-                      : !strcmp(kind, "scheduler") ? 1
-                      : !strcmp(kind, "backward")  ? 2
-                                                   : -1;
-    if (which < 0 || !PyList_CheckExact(arguments[1])) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "observers(kind, listeners, calls, slow_begin, slow_end)");
-        return NULL;
-    }
-    PyObject *pair = PyTuple_Pack(OBSERVED, arguments[1], arguments[2], arguments[3], arguments[4]);
-    PyObject *begin = pair ? PyCFunction_NewEx(&OBSERVERS[which][0], pair, NULL) : NULL;
-    PyObject *end = begin ? PyCFunction_NewEx(&OBSERVERS[which][1], pair, NULL) : NULL;
-    PyObject *result = end ? PyTuple_Pack(2, begin, end) : NULL;
-    Py_XDECREF(end);
-    Py_XDECREF(begin);
-    Py_XDECREF(pair);
-    return result;
-}
