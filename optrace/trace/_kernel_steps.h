@@ -398,34 +398,47 @@ static int write_known(PyObject *known, PyObject *completed)
     return done > 0 ? 1 : (int)done;
 }
 
+/* The step written, in one call or by Python; -1 with an error set. */
+static int write_somehow(PyObject *known, PyObject *completed)
+{
+    PyObject *session = of_step(known, OF_SESSION);
+    int done = write_known(known, completed);
+    if (done == 0)
+        return call_quietly(PyTuple_GetItem(of_step(known, S_OTHERS), O_WRITE));
+    PyObject *last = done > 0 ? held(session, word_last_step) : NULL;
+    if (last && PyLong_AsLongLong(completed) > PyLong_AsLongLong(last))
+        done = PyDict_SetItem(session, word_last_step, completed);
+    return done;
+}
+
+/* The same under the session's lock. */
+static int write_alone(PyObject *known, PyObject *completed)
+{
+    PyObject *plain = of_step(known, S_PLAIN), *type, *value, *trace;
+    if (is_only_thread(plain))
+        return write_somehow(known, completed);
+    if (call_quietly(member(plain, ACQUIRE)) < 0)
+        return -1;
+    const int done = write_somehow(known, completed);
+    PyErr_Fetch(&type, &value, &trace);
+    const int released = call_quietly(member(plain, RELEASE));
+    if (type)
+        PyErr_Restore(type, value, trace);
+    return released < 0 ? -1 : done;
+}
+
 /* Everything that a step needs once it has been measured; -1 with an error set. */
 static int finish_known(PyObject *pair, PyObject *known, double start, double hooked)
 {
-    PyObject *track = of_step(known, OF_TRACK), *session = of_step(known, OF_SESSION);
+    PyObject *track = of_step(known, OF_TRACK);
     if (take_seconds(known, start, hooked) < 0 || add_held(track, word_completed, one) < 0 ||
         add_held(of_step(known, OF_STEADY), word_steps, one) < 0)
         return -1;
     PyObject *completed = held(track, word_completed);
     Py_XINCREF(completed);
-    if (!completed || call_quietly(member(of_step(known, S_PLAIN), ACQUIRE)) < 0) {
-        Py_XDECREF(completed);
-        return -1;
-    }
-    int done = write_known(known, completed);
-    if (done == 0)
-        done = call_quietly(PyTuple_GetItem(of_step(known, S_OTHERS), O_WRITE));
-    else if (done > 0) {
-        PyObject *last = held(session, word_last_step);
-        if (last && PyLong_AsLongLong(completed) > PyLong_AsLongLong(last))
-            done = PyDict_SetItem(session, word_last_step, completed);
-    }
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    const int released = call_quietly(member(of_step(known, S_PLAIN), RELEASE));
-    if (type)
-        PyErr_Restore(type, value, trace);
-    Py_DECREF(completed);
-    if (done < 0 || released < 0)
+    const int done = completed ? write_alone(known, completed) : -1;
+    Py_XDECREF(completed);
+    if (done < 0)
         return -1;
     const double now = told_by(PyTuple_GetItem(pair, P_CLOCK));
     PyObject *price = of_step(known, OF_PRICE), *hooks = held(price, word_hooks);
