@@ -80,21 +80,27 @@ static int keeps_blocks(int descriptor)
            system.f_type == 0x01021994 /* tmpfs */;
 }
 
-/* Fills pages of the cache, several at a time: a mapping whose pages are not there costs five times as much. */
-static int write_zeros(int descriptor, int64_t at, int64_t length)
+/* Writes the mark and zeros behind it, several pages at a time: to map pages that are not in the cache costs five times as
+ * much. The mark comes first, so that nobody finds zeros without it. */
+static int write_room(int descriptor, int64_t at, int64_t length)
 {
-    static char zeros[1 << 16];
-    while (length > 0) {
+    static const char zeros[1 << 16];
+    for (int64_t done = 0; done < length;) {
         struct iovec parts[16];
         int count = 0;
-        int64_t left = length;
-        for (; count < 16 && left > 0; left -= (int64_t)parts[count++].iov_len)
-            parts[count] = (struct iovec){zeros, (size_t)(left < (int64_t)sizeof zeros ? left : (int64_t)sizeof zeros)};
-        const ssize_t taken = pwritev(descriptor, parts, count, at);
-        if (taken <= 0)
+        int64_t planned = done;
+        if (!done) {
+            parts[count++] = (struct iovec){(void *)&END_MARK, sizeof END_MARK};
+            planned += (int64_t)sizeof END_MARK;
+        }
+        for (; count < 16 && planned < length; planned += (int64_t)parts[count++].iov_len) {
+            const int64_t left = length - planned;
+            parts[count] = (struct iovec){(void *)zeros, left < (int64_t)sizeof zeros ? (size_t)left : sizeof zeros};
+        }
+        const ssize_t taken = pwritev(descriptor, parts, count, at + done);
+        if (taken < (ssize_t)sizeof END_MARK)
             return -1;
-        at += taken;
-        length -= taken;
+        done += taken;
     }
     return 0;
 }
@@ -105,8 +111,9 @@ static Window *map_ahead(const Segment *segment, int64_t length)
     const int descriptor = (int)segment->descriptor;
     const int64_t page = sysconf(_SC_PAGESIZE), start = segment->size / page * page;
     length = (segment->size - start + length + page - 1) / page * page;
-    if (segment->size % BEGINNING || !keeps_blocks(descriptor) || posix_fallocate(descriptor, start, length) ||
-        write_zeros(descriptor, segment->size, start + length - segment->size) < 0)
+    if (segment->size % BEGINNING || !keeps_blocks(descriptor) ||
+        fallocate(descriptor, FALLOC_FL_KEEP_SIZE, start, length) < 0 ||
+        write_room(descriptor, segment->size, start + length - segment->size) < 0)
         return NULL;
     char *memory = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, start);
     if (memory == MAP_FAILED)
@@ -120,7 +127,6 @@ static Window *map_ahead(const Segment *segment, int64_t length)
         return NULL;
     }
     *window = (Window){memory, start, length, milliseconds(), getpid()};
-    memcpy(memory + (segment->size - start), &END_MARK, BEGINNING);
     return window;
 }
 #else
