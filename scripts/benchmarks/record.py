@@ -134,20 +134,23 @@ def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> No
     for _ in range(2 * training.warm + 1):
         training.step()
     ratios: dict[str, list[float]] = {way: [] for way in ways}
+    means: dict[str, list[float]] = {way: [] for way in ways}
     added: dict[str, list[float]] = {way: [] for way in ways}
     inside: dict[str, list[float]] = {way: [] for way in ways}
     told: dict[str, list[float]] = {way: [] for way in ways}
     bare_times = []
     for _ in range(rounds):
-        bare = statistics.median(_times(training, _bare, Path())[0])
-        bare_times.append(bare)
+        bare_steps = _times(training, _bare, Path())[0]
+        bare_times.append(statistics.median(bare_steps))
         for way, around in ways.items():
             with tempfile.TemporaryDirectory(prefix="optrace-bench-") as folder:
                 steps, hooks, share = _times(training, around, Path(folder) / "run")
             gc.collect()
             # a bare turn on both sides of each other turn: what the machine does meanwhile weighs on both
-            after = statistics.median(_times(training, _bare, Path())[0])
-            both, bare = (bare + after) / 2, after
+            after = _times(training, _bare, Path())[0]
+            both = (statistics.median(bare_steps) + statistics.median(after)) / 2
+            means[way].append(statistics.fmean(steps) / statistics.fmean([*bare_steps, *after]))
+            bare_steps = after
             now = statistics.median(steps)
             ratios[way].append(now / both)
             added[way].append(1e6 * (now - both))
@@ -157,8 +160,13 @@ def _case(name: str, ways: dict[str, Around], rounds: int, report: Report) -> No
                 told[way].append(1 + share)
     for way in ways:
         ratio, extra = spread(ratios[way]), spread(added[way])
-        cells = {"step / bare step": ratio.text(), "added, microseconds": extra.text(0)}
-        numbers: dict[str, Any] = {"ratio": ratio.__dict__, "added_us": extra.__dict__}
+        mean = spread(means[way])
+        cells = {
+            "step / bare step": ratio.text(),
+            "the same of means": mean.text(),
+            "added, microseconds": extra.text(0),
+        }
+        numbers: dict[str, Any] = {"ratio": ratio.__dict__, "mean": mean.__dict__, "added_us": extra.__dict__}
         if inside[way]:
             hook = spread(inside[way])
             cells["1 + hooks / bare step"] = hook.text()
@@ -186,7 +194,7 @@ def run(quick: bool, rounds: int | None, only: tuple[str, ...]) -> Report:
     report = Report(
         "record",
         "Time of a training step, forward to scheduler, over that of a bare one; turns of both alternate in one process"
-        " and the trace is written to disk. Median of the turns (quartiles).",
+        " and the trace is written to disk. Median of the turns (quartiles), of their median step or of the mean.",
     )
     names = ("two-layer", "gpt-3m") if quick else ("two-layer", "two-layer-cosine", "cnn-11m", "gpt-29m", "gpt-124m")
     if torch.cuda.is_available():
