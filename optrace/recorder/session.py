@@ -104,6 +104,12 @@ class Session:
             if self.settings.micro:
                 self.context.after_backward = self._steps.after_backward
 
+    def __repr__(self) -> str:
+        if self.path is None:
+            return f"<optrace recording: {'no step yet' if self.active else 'no step was seen'}>"
+        doing = "recording to" if self.active else "stopped recording to" if self.failure else "recorded to"
+        return f"<optrace {doing} {place.shown(self.path)}: last step {self._last_step}>"
+
     # ---- life ----
 
     @property

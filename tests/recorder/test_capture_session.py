@@ -532,3 +532,14 @@ def test_an_event_that_cannot_be_written_stops_the_recording_and_not_the_program
     assert run.failure is not None
     assert "20000 bytes" in capsys.readouterr().err
     assert optrace.open(tmp_path / "run").problems == []
+
+
+def test_a_session_tells_what_it_is(tmp_path):
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    with optrace.record(tmp_path / "run", quiet=True) as session:
+        assert repr(session) == "<optrace recording: no step yet>"
+        param.grad = torch.ones(2)
+        optimizer.step()
+        assert repr(session).startswith("<optrace recording to ") and repr(session).endswith("run: last step 1>")
+    assert repr(session).startswith("<optrace recorded to ")
