@@ -22,9 +22,9 @@ from optrace.trace.schema import arrow_schema, segment_name
 
 _HIGH = 500
 """Few programs have so many files open, and Linux allows more by default; below that limit numbers stay as they are."""
-_AHEAD = 64
+_AHEAD = 256
 """So many batches a window has room for, within its bounds in bytes."""
-_LEAST, _MOST = 2**16, 2**18
+_LEAST, _MOST = 2**16, 2**20
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
