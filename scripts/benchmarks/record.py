@@ -61,12 +61,13 @@ def _written(write: Callable[..., Any]) -> Around:
 @contextmanager
 def _only_written(training: Training, folder: Path) -> Any:
     """Nothing is measured: as many bytes as a recorded step has go to as many files, each by one write(2)."""
-    with optrace.record(folder, quiet=True):
+    with optrace.record(folder, quiet=True) as session:
         for _ in range(8):
             training.step()
-        before = _sizes(folder)
+        tables = session._rank._tables
+        before = [table.size for table in tables]
         training.step()
-        batches = [bytes(size - before[path]) for path, size in _sizes(folder).items()]
+        batches = [bytes(table.size - size) for table, size in zip(tables, before, strict=True)]
     files = [os.open(f"{folder}.{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for number in range(len(batches))]
 
     def write(*_: Any) -> None:
@@ -78,10 +79,6 @@ def _only_written(training: Training, folder: Path) -> Any:
     handle.remove()
     for file in files:
         os.close(file)
-
-
-def _sizes(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_size for path in sorted(folder.glob("rank=*/*.arrows"))}
 
 
 def recorded_ways() -> dict[str, Around]:
