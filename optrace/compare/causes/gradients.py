@@ -16,6 +16,7 @@ from optrace.compare.causes.gradient_rows import Gradients, common_factor, gradi
 from optrace.compare.causes.micro_batches import partly
 from optrace.compare.causes.part_scaled import scaled_in_part, stepped_again
 from optrace.compare.causes.penalties import penalised
+from optrace.compare.match import Cell
 from optrace.compare.words import count_words
 
 Floats = NDArray[np.float64]
@@ -51,7 +52,8 @@ def missing(case: Case) -> Iterator[Cause]:
                 evidence.append(f"in {name} zero_grad comes after the last backward of step {first.step}")
                 fix = f"in {name} call zero_grad before backward, or after step, and not between the two"
             evidence += [f"the gradient in {other} is all zeros"] if zeros else []
-            begin = [_begins(case, s, [n for n, cell in case.cells() if cell.param_a in names]) for s in (0, 1)]
+            missing = next(cell for _, cell in case.cells() if cell.param_a in names)
+            begin = [_begins(case, s, missing) for s in (0, 1)]
             if not zeros and begin[0] != begin[1] and max(begin) <= max(case.steps):
                 sides = [
                     f"in {side} up to step {n - 1}" for side, n in zip(("{A}", "{B}"), begin, strict=True) if n > 1
@@ -68,22 +70,18 @@ def missing(case: Case) -> Iterator[Cause]:
             )
 
 
-def _begins(case: Case, side: int, cells: Sequence[int]) -> int:
-    """The first step (A's number) at which a side has a gradient of any of these parameters; one past all: never."""
-    first = max(case.steps) + 1
+def _begins(case: Case, side: int, cell: Cell) -> int:
+    """The first step (A's number) at which a side has a gradient of a parameter; one past all: never."""
     matched = case.matching.pairs[case.pair]
-    for number in cells[:1]:
-        cell = case.numbering.cells[number]
-        table = case.sources[side].trace.arrow(
-            "tensors",
-            optimizer=matched.b if side else matched.a,
-            param=cell.param_b if side else cell.param_a,
-            quantity="grad",
-            columns=["step", "present"],
-        )
-        there = integers(table.column("step"))[numbers(table.column("present")).astype(bool)]
-        first = min([first, *(there + (case.offset(case.pair) if side else 0)).tolist()])
-    return int(first)
+    table = case.sources[side].trace.arrow(
+        "tensors",
+        optimizer=matched.b if side else matched.a,
+        param=cell.param_b if side else cell.param_a,
+        quantity="grad",
+        columns=["step", "present"],
+    )
+    there = integers(table.column("step"))[numbers(table.column("present")).astype(bool)]
+    return int(min([max(case.steps) + 1, *(there + (case.offset(case.pair) if side else 0)).tolist()]))
 
 
 def changed(case: Case) -> Iterator[Cause]:
